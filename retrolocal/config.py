@@ -1,0 +1,134 @@
+"""The settings of the program as frozen values, checked where they enter.
+
+Nothing here reads a file or imports a library. Environment variables are read here and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from .errors import UsageError
+
+CacheKind = Literal["auto", "dense", "wave"]
+Device = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Scheme = Literal["wave", "paper"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveConfig:
+    """How a wave cache clusters and what a query reads (ARCHITECTURE.md, "The wave cache")."""
+
+    scheme: Scheme = "wave"
+    """`wave`: second order, all clusters covered; `paper`: RetroInfer as published."""
+    budget: float | None = None
+    """Fraction of the clusters retrieved exactly, (0, 1]; None chooses 1.8 % with a floor."""
+    segment_tokens: int = 8192
+    """Tokens clustered together."""
+    cluster_tokens: int = 16
+    """Tokens per initial centroid."""
+    iterations: int = 8
+    """Rounds of spherical k-means."""
+    outlier_fraction: float = 0.01
+    """Share of a segment's tokens, farthest from their centroid, made clusters of their own."""
+    sink_tokens: int = 4
+    """Tokens at the very start that are always attended exactly."""
+    window_tokens: int = 64
+    """Tokens at the end that are always attended exactly."""
+    growth_tokens: int = 1024
+    """While generating, this many unclustered tokens between sinks and window make a segment."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0.0 < self.budget <= 1.0:
+            raise UsageError(f"--budget is {self.budget}; give auto or a fraction above 0, up to 1")
+        _one_of("--scheme", self.scheme, get_args(Scheme))
+        for name in ("segment_tokens", "cluster_tokens", "window_tokens", "growth_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.sink_tokens < 0 or self.iterations < 0:
+            raise UsageError("sink_tokens and iterations must not be negative")
+        if not 0.0 <= self.outlier_fraction < 1.0:
+            raise UsageError(f"outlier_fraction is {self.outlier_fraction}; give 0 up to below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is drawn; names, defaults and order are llama.cpp's."""
+
+    temperature: float = 0.8
+    """0 is greedy."""
+    top_k: int = 40
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens until their mass reaches p; 1 keeps all."""
+    min_p: float = 0.05
+    """Keep tokens at least this fraction as likely as the likeliest; 0 keeps all."""
+    repeat_penalty: float = 1.0
+    """Divide positive and multiply negative logits of recent tokens; 1 does nothing."""
+    repeat_last_n: int = 64
+    """How many recent tokens the penalties look at; 0 none, -1 all."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = -1
+    """-1 draws a new seed each time."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"--temp is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k is {self.top_k}; it must be 0 (all) or more")
+        for flag, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
+            if not 0.0 <= value <= 1.0:
+                raise UsageError(f"{flag} is {value}; it must lie between 0 and 1")
+        if self.repeat_penalty <= 0:
+            raise UsageError(f"--repeat-penalty is {self.repeat_penalty}; it must be above 0")
+        if self.repeat_last_n < -1:
+            raise UsageError(f"--repeat-last-n is {self.repeat_last_n}; give -1 (all), 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """How a session loads its model and keeps its context."""
+
+    device: Device = "auto"
+    """`auto` takes a GPU when there is one."""
+    dtype: DtypeName = "auto"
+    """`auto` is the checkpoint's own (float32 where a CPU would compute in float16)."""
+    cache: CacheKind = "auto"
+    """`auto` is a wave cache for documents, a dense one without."""
+    wave: WaveConfig = field(default_factory=WaveConfig)
+    ctx_size: int = 0
+    """Tokens a context may have; 0 is what the model has positions for."""
+    batch_size: int = 8192
+    """Tokens of a prompt read at once."""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+    revision: str | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("--device", self.device, get_args(Device))
+        _one_of("--dtype", self.dtype, get_args(DtypeName))
+        _one_of("--cache", self.cache, get_args(CacheKind))
+        if self.ctx_size < 0:
+            raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        if self.threads < 0:
+            raise UsageError(f"--threads is {self.threads}; give 0 (automatic) or more")
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} is {value!r}; give one of {', '.join(known)}")
+
+
+def environment(name: str) -> str | None:
+    """The value of `RETROLOCAL_<name>`, None when unset or empty.
+
+    Known: MODEL (default of -m).
+    """
+    return os.environ.get(f"RETROLOCAL_{name}") or None

@@ -1,0 +1,59 @@
+"""Every error a user can meet, as one tree.
+
+    RetrolocalError
+    ├── UsageError           a flag or argument that makes no sense (exit code 2)
+    ├── ModelError           a model that cannot be found, read or run
+    │   ├── ConfigError      config.json: a key is missing, mistyped or unsupported
+    │   └── WeightsError     safetensors: damaged, incomplete or not of this model
+    ├── TokenizerError       tokenizer.json or the chat template
+    ├── DocumentError        a file that cannot be read as text
+    ├── ContextError         more tokens than the model has positions for
+    ├── MemoryLimitError     more bytes than the machine has free
+    └── Interrupted          the user stopped the work (exit code 130)
+
+A message is one line: what happened, the value, what to do.
+"""
+
+from __future__ import annotations
+
+
+class RetrolocalError(Exception):
+    """Base of all errors that are shown to a user as one line."""
+
+    exit_code = 1
+
+
+class UsageError(RetrolocalError):
+    exit_code = 2
+
+
+class ModelError(RetrolocalError):
+    pass
+
+
+class ConfigError(ModelError):
+    pass
+
+
+class WeightsError(ModelError):
+    pass
+
+
+class TokenizerError(RetrolocalError):
+    pass
+
+
+class DocumentError(RetrolocalError):
+    pass
+
+
+class ContextError(RetrolocalError):
+    pass
+
+
+class MemoryLimitError(RetrolocalError):
+    pass
+
+
+class Interrupted(RetrolocalError):
+    exit_code = 130

@@ -1,0 +1,50 @@
+"""What a layer cache says about itself: plain numbers, summed over layers by `combine`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStatistics:
+    """One layer, or (from `combine`) all layers that keep the whole context."""
+
+    kind: str
+    """`dense`, `wave` or `window`."""
+    tokens: int
+    """Tokens of the context held."""
+    steady_tokens: int
+    """Tokens attended exactly at every step."""
+    clusters: int
+    """Clusters, summed over KV heads (and layers)."""
+    bytes: int
+    """Bytes of K and V held, in all tiers."""
+    steps: int = 0
+    """Decode steps since the last reset."""
+    retrieved_tokens: float = 0.0
+    """Mean number of clustered tokens attended exactly per step and KV head (and layer)."""
+    mass_exact: float = 1.0
+    """Mean share of the attention mass that was attended exactly."""
+    mass_estimated: float = 0.0
+    """Mean share of the attention mass that was estimated."""
+
+
+def combine(layers: Iterable[CacheStatistics]) -> CacheStatistics:
+    """Sums of clusters and bytes, means of the rest; sliding windows add their bytes only."""
+    everything = list(layers)
+    whole = [layer for layer in everything if layer.kind != "window"]
+    if not whole:
+        whole = everything
+    count = len(whole)
+    return CacheStatistics(
+        kind=whole[0].kind,
+        tokens=max(layer.tokens for layer in whole),
+        steady_tokens=round(sum(layer.steady_tokens for layer in whole) / count),
+        clusters=sum(layer.clusters for layer in whole),
+        bytes=sum(layer.bytes for layer in everything),
+        steps=max(layer.steps for layer in whole),
+        retrieved_tokens=sum(layer.retrieved_tokens for layer in whole) / count,
+        mass_exact=sum(layer.mass_exact for layer in whole) / count,
+        mass_estimated=sum(layer.mass_estimated for layer in whole) / count,
+    )
