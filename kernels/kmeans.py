@@ -1,0 +1,30 @@
+"""The two steps of spherical k-means, for several heads at once.
+
+Both are deterministic for a device and a number of threads: ties go to the lowest cluster, sums
+are taken in the order of the tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def assign(keys: Tensor, centroids: Tensor) -> Tensor:
+    """Nearest centroid by inner product. keys [H, N, D], centroids [H, C, D] -> int64 [H, N]."""
+    return torch.stack([torch.argmax(k @ c.T, dim=1) for k, c in zip(keys, centroids, strict=True)])
+
+
+def cluster_sums(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """Sum of the rows of each cluster. rows [H, N, D], labels int64 [H, N] -> [H, clusters, D]."""
+    heads, _, dim = rows.shape
+    offset = torch.arange(heads, device=rows.device)[:, None] * clusters
+    sums = torch.zeros(heads * clusters, dim, dtype=rows.dtype, device=rows.device)
+    sums.index_add_(0, (labels + offset).reshape(-1), rows.reshape(-1, dim))
+    return sums.view(heads, clusters, dim)
+
+
+def cluster_sizes(labels: Tensor, clusters: int) -> Tensor:
+    """Number of tokens of each cluster. labels int64 [H, N] -> int64 [H, clusters]."""
+    sizes = torch.zeros(labels.shape[0], clusters, dtype=torch.int64, device=labels.device)
+    return sizes.scatter_add_(1, labels, torch.ones_like(labels))

@@ -1,0 +1,139 @@
+"""Layer caches that attend exactly: the whole context, or a sliding window of it.
+
+A layer cache owns the keys and values of one layer and answers queries over them; it never hands
+them out. `DenseCache` is the reference that every other cache is measured against. All caches
+can be set back: `snapshot()` costs at most the tokens still unclustered (here: nothing), and
+`restore()` drops what came after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kernels.attention import causal_attention
+from .statistics import CacheStatistics
+from .token_buffer import TokenBuffer
+
+
+class DenseCache:
+    """Full causal attention over everything appended: the reference `LayerCache`."""
+
+    def __init__(self) -> None:
+        self._buffer = TokenBuffer()
+
+    @property
+    def tokens(self) -> int:
+        return self._buffer.tokens
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """See `LayerCache.attend`."""
+        self._buffer.append(k, v)
+        if q.shape[1] == 0:
+            return torch.empty_like(q)
+        keys, values = self._buffer.view()
+        out, _ = causal_attention(q, keys, values, scale=q.shape[2] ** -0.5)
+        return out.to(q.dtype)
+
+    def snapshot(self) -> int:
+        return self._buffer.tokens
+
+    def restore(self, snapshot: int) -> None:
+        self._buffer.keep(snapshot)
+
+    def reset_statistics(self) -> None:
+        """Nothing is counted per step here."""
+
+    def statistics(self) -> CacheStatistics:
+        return CacheStatistics(
+            kind="dense",
+            tokens=self.tokens,
+            steady_tokens=self.tokens,
+            clusters=0,
+            bytes=self._buffer.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RingSnapshot:
+    tokens: int
+    held: tuple[Tensor, Tensor] | None
+
+
+class RingCache:
+    """Sliding-window attention: a query sees itself and the `window - 1` tokens before it.
+
+    Only the last `window - 1` tokens are held between calls, whatever the length of the context.
+    """
+
+    def __init__(self, window: int) -> None:
+        assert window >= 1
+        self._window = window
+        self._held: tuple[Tensor, Tensor] | None = None
+        self._tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """See `LayerCache.attend`."""
+        if self._held is not None:
+            k, v = (torch.cat(pair, dim=1) for pair in zip(self._held, (k, v), strict=True))
+        self._tokens += k.shape[1] - (0 if self._held is None else self._held[0].shape[1])
+        out = windowed_attention(q, k, v, self._window)
+        keep = max(0, k.shape[1] - (self._window - 1))
+        self._held = (k[:, keep:].clone(), v[:, keep:].clone())
+        return out
+
+    def snapshot(self) -> RingSnapshot:
+        return RingSnapshot(self._tokens, self._held)
+
+    def restore(self, snapshot: RingSnapshot) -> None:
+        self._tokens, self._held = snapshot.tokens, snapshot.held
+
+    def reset_statistics(self) -> None:
+        """Nothing is counted per step here."""
+
+    def statistics(self) -> CacheStatistics:
+        held = () if self._held is None else self._held
+        return CacheStatistics(
+            kind="window",
+            tokens=self._tokens,
+            steady_tokens=held[0].shape[1] if held else 0,
+            clusters=0,
+            bytes=sum(t.numel() * t.element_size() for t in held),
+        )
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Banded causal attention of the last Tq of N tokens.
+
+    q [Hq, Tq, D], k and v [Hkv, N, D]. Queries go in blocks of at least `window`, each against its
+    own tokens and the `window` before, so the cost is linear in Tq and no [Tq, N] mask is made.
+    """
+    heads, asking, dim = q.shape
+    if asking == 0:
+        return torch.empty_like(q)
+    k, v = (t[:, max(0, t.shape[1] - asking - window) :] for t in (k, v))
+    before = k.shape[1] - asking
+    block = min(asking, max(window, 64))
+    blocks = -(-asking // block)
+    pad = (0, 0, window - before, blocks * block - asking)
+    spans = [F.pad(t, pad).unfold(1, block + window, block).transpose(2, 3) for t in (k, v)]
+    q = F.pad(q, (0, 0, 0, blocks * block - asking)).view(heads, blocks, block, dim)
+    distance = torch.arange(block, device=q.device)[:, None] + window
+    distance = distance - torch.arange(block + window, device=q.device)
+    visible = ((distance >= 0) & (distance < window)).expand(blocks, 1, -1, -1)
+    if before < window:
+        visible = visible.clone()
+        missing = torch.arange(blocks, device=q.device)[:, None] * block
+        missing = missing + torch.arange(block + window, device=q.device) < window - before
+        visible &= ~missing[:, None, None, :]
+    groups = heads // k.shape[0]
+    keys, values = (t.transpose(0, 1).repeat_interleave(groups, dim=1) for t in spans)
+    out = F.scaled_dot_product_attention(q.transpose(0, 1), keys, values, attn_mask=visible)
+    return out.transpose(0, 1).reshape(heads, blocks * block, dim)[:, :asking]

@@ -1,0 +1,1 @@
+"""The wave cache: zones, clustering, index, store and tripartite attention."""

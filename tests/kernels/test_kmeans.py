@@ -1,0 +1,32 @@
+"""The steps of k-means against loops."""
+
+from __future__ import annotations
+
+import torch
+from retrolocal.kernels.kmeans import assign, cluster_sizes, cluster_sums
+
+
+def test_assign_takes_the_largest_product_and_the_first_of_equals() -> None:
+    keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]])
+    centroids = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
+    assert assign(keys, centroids).tolist() == [[0, 1, 0]]
+
+
+def test_sums_and_sizes_match_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 41, 5, generator=generator)
+    labels = torch.randint(0, 7, (3, 41), generator=generator)
+    sums, sizes = cluster_sums(rows, labels, 8), cluster_sizes(labels, 8)
+    for head in range(3):
+        for cluster in range(8):
+            members = rows[head, labels[head] == cluster]
+            assert sizes[head, cluster] == len(members)
+            torch.testing.assert_close(sums[head, cluster], members.sum(0))
+
+
+def test_sums_are_the_same_every_time() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(2, 5000, 64, generator=generator)
+    labels = torch.randint(0, 300, (2, 5000), generator=generator)
+    first = cluster_sums(rows, labels, 300)
+    assert all(torch.equal(first, cluster_sums(rows, labels, 300)) for _ in range(5))
