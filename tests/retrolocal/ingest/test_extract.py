@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrolocal.errors import DocumentError
+from retrolocal.ingest import read_document
+
+WritePdf = Callable[..., Path]
+LINE = "It was a bright cold day in April."
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DocumentError) as caught:
+        read_document(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path)).strip()
+
+
+def test_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(b"# Title\r\n\r\nText")
+    document = read_document(str(path))
+    assert document.text == "# Title\n\nText"
+    assert (document.name, document.pages, document.notes) == ("a.md", (), ())
+    assert len(document.digest) == 64
+
+
+def test_pdf_named_txt_is_read_as_pdf(write_pdf: WritePdf) -> None:
+    path = write_pdf([LINE])
+    renamed = path.rename(path.with_suffix(".txt"))
+    document = read_document(renamed)
+    assert document.text == LINE
+    assert document.notes == ("the name ends in .txt but the content is PDF; read as PDF",)
+
+
+def test_text_named_pdf_is_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_text("just text")
+    document = read_document(path)
+    assert document.text == "just text"
+    assert document.notes == (
+        "the name ends in .pdf but the content is plain text; read as plain text",
+    )
+
+
+def test_text_about_pdf_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Every PDF begins with %PDF-1.7.")
+    assert read_document(path).pages == ()
+
+
+def test_unknown_suffix_gives_no_note(tmp_path: Path) -> None:
+    path = tmp_path / "notes.log"
+    path.write_text("just text")
+    assert read_document(path).notes == ()
+
+
+def test_junk_before_the_pdf(write_pdf: WritePdf) -> None:
+    path = write_pdf([LINE])
+    path.write_bytes(b"\x00junk\n" + path.read_bytes())
+    assert read_document(path).text == LINE
+
+
+@pytest.mark.parametrize("content", [LINE, None], ids=["text", "pdf"])
+def test_stdin(
+    content: str | None, make_pdf: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_pdf([LINE]) if content is None else content.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    document = read_document("-")
+    assert (document.name, document.text, document.notes) == ("stdin", LINE, ())
+    assert len(document.pages) == (content is None)
+
+
+def test_digest_is_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a\n")
+    (tmp_path / "b").write_bytes(b"a\r\n")
+    a, b = read_document(tmp_path / "a"), read_document(tmp_path / "b")
+    assert a.text == b.text
+    assert a.digest != b.digest
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.pdf"])
+def test_empty(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.touch()
+    assert refusal(path) == "is empty"
+
+
+def test_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf \r\n\t")
+    assert refusal(path) == "has no text"
+
+
+def zipped(*members: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for member in members:
+            content = "application/epub+zip" if member == "mimetype" else "<x/>"
+            archive.writestr(member, content)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG image"),
+        (zipped("a.txt"), "ZIP archive"),
+        (zipped("mimetype", "META-INF/container.xml"), "EPUB"),
+        (zipped("[Content_Types].xml", "word/document.xml"), "DOCX document"),
+        (b"<!DOCTYPE html><html><p>x</html>", "HTML page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- c -->\n<HTML>", "HTML page"),
+        (b"\x7fELF\x02\x01\x01" + bytes(60), "ELF program"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "WAV audio"),
+        (b"\0\0\0\x18ftypmp42" + bytes(40), "MP4 video or HEIC image"),
+        (bytes(range(256)) * 8, "unknown binary"),
+        (bytes(4096), "unknown binary"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".pdf"])
+def test_foreign_content_is_named(tmp_path: Path, data: bytes, found: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    assert refusal(path) == f"is not a format that can be read (found: {found})"
+
+
+def test_unknown_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"text")
+    for name in ("klingon", "rot13", "hex", "a\0b"):
+        with pytest.raises(DocumentError, match="is not a text encoding"):
+            read_document(path, encoding=name)
+
+
+def test_reading_loads_no_torch_and_no_pdfium(write_pdf: WritePdf) -> None:
+    code = (
+        "import sys; from retrolocal.ingest import read_document;"
+        f"read_document({str(write_pdf([LINE]))!r});"
+        "print([m for m in ('torch', 'numpy', 'pypdfium2_raw') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrolocal.ingest.guard import GuardError, Limits, run_guarded
+
+Run = Callable[..., list[object]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the body of a `work(file, request)` on a file that holds `data`."""
+
+    def run(body: str, library: str = "pypdfium2", **limits: float) -> list[object]:
+        worker = tmp_path / "worker.py"
+        worker.write_text(f"import os, signal, sys, time\ndef work(file, request):\n    {body}\n")
+        data = tmp_path / "data"
+        data.write_bytes(b"data")
+        with data.open("rb") as file:
+            made = Limits(**limits)  # type: ignore[arg-type]
+            return list(run_guarded(worker, library, file, {"key": "é"}, made))
+
+    return run
+
+
+def test_values_come_back(run: Run) -> None:
+    assert run("yield [file.read().decode(), request]; yield 2") == [["data", {"key": "é"}], 2]
+
+
+def test_nothing_of_the_environment_goes_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETROLOCAL_SECRET", "x")
+    (modules,) = run("yield [n for n in sys.modules if 'retrolocal' in n or n == 'site']")
+    assert modules == []
+    assert run("yield 'RETROLOCAL_SECRET' in os.environ") == [False]
+
+
+def test_start_is_quick(run: Run) -> None:
+    run("yield 1")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run("yield 1")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("body", "limits", "message"),
+    [
+        ("time.sleep(60); yield", {"wall_seconds": 0.5}, "took longer than 0.5 s"),
+        ("while True: pass\n    yield", {"cpu_seconds": 1}, "took more than 1 s of work"),
+        ("yield bytes(1 << 31)", {"memory_bytes": 1 << 29}, "more than 0.5 GB of memory"),
+        ("os.abort(); yield", {}, "more than 2 GB of memory"),
+        ("yield 'x' * 100000", {"output_bytes": 1 << 10}, "gave more than 0 MB of text"),
+        ("os.kill(os.getpid(), signal.SIGSEGV); yield", {}, "crashed (SIGSEGV)"),
+        ("os.kill(os.getpid(), signal.SIGKILL); yield", {}, "ended by signal 9"),
+        ("raise KeyError('no'); yield", {}, "KeyError: 'no'"),
+        ("os._exit(3); yield", {}, "ended with code 3"),
+        ("os.write(1, b'junk'); yield 1", {}, "makes no sense"),
+    ],
+)
+def test_failures(run: Run, body: str, limits: dict[str, float], message: str) -> None:
+    with pytest.raises(GuardError) as caught:
+        run(body, **limits)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_library(run: Run) -> None:
+    with pytest.raises(GuardError, match="reading needs no_such_library"):
+        run("yield 1", library="no_such_library")
