@@ -1,0 +1,17 @@
+"""Every directory the program uses.
+
+Answers where things are; makes nothing and loads no model code.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def builtin_model() -> Path:
+    """The folder of the model that comes with the program (it need not exist in a source tree)."""
+    spec = find_spec("retrolocal.models")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))) / "builtin"
