@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from retrolocal.kernels.attention import (
     causal_attention,
     full_attention,
@@ -16,7 +18,6 @@ from retrolocal.kernels.attention import (
     partial_attention_reference,
 )
 from retrolocal.kernels.merge import merge
-from torch import Tensor
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from retrolocal.kernels.kmeans import assign, cluster_sizes, cluster_sums
 
 

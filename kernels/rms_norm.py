@@ -1,0 +1,20 @@
+"""Root-mean-square normalisation, as the supported decoders compute it.
+
+The mean square is taken in float32 whatever the input; the result is rounded to the input's dtype
+before it meets the weight. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension.
+
+    x [..., D], weight [D] of x's dtype; returns [..., D] in that dtype.
+    """
+    wide = x.to(torch.float32)
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype)

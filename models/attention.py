@@ -1,0 +1,87 @@
+"""Projections of one layer around a cache that owns the keys, the values and how to attend.
+
+`LayerCache` is the seam: anything of that shape serves, and the layer never sees keys again once
+it has handed them over. Knows nothing of windows, clusters or where a cache keeps its data.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.rms_norm import rms_norm
+from ..kernels.rope import apply_rope
+from .config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines [T, head_dim / 2] of the positions of T tokens."""
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer, and the attention over them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens appended so far."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """Appends the keys and values of T new tokens, then answers the last Tq of them.
+
+        q [Hq, Tq, D] with 0 <= Tq <= T, k and v [Hkv, T, D] after RoPE, positions int64 [T].
+        Returns [Hq, Tq, D] in q's dtype: causal softmax attention with scale 1/sqrt(D).
+        """
+        ...
+
+
+class Attention(nn.Module):
+    """Query, key, value and output projections of one layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads
+        self.head_dim = config.head_dim
+        self.eps = config.rms_norm_eps
+        hidden, dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
+        self.query = nn.Linear(hidden, config.heads * dim, bias=bias)
+        self.key = nn.Linear(hidden, config.kv_heads * dim, bias=bias)
+        self.value = nn.Linear(hidden, config.kv_heads * dim, bias=bias)
+        self.output = nn.Linear(config.heads * dim, hidden, bias=config.output_bias)
+        self.query_norm = nn.Parameter(torch.ones(dim)) if config.qk_norm else None
+        self.key_norm = nn.Parameter(torch.ones(dim)) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        positions: Tensor,
+        cache: LayerCache,
+        asking: int,
+    ) -> Tensor:
+        """x [T, hidden], positions int64 [T]; `rotation` is None in a layer without RoPE.
+
+        All T tokens enter the cache; returns [asking, hidden] for the last `asking` of them.
+        """
+        first = x.shape[0] - asking
+        q = _heads(self.query(x[first:]), self.heads)
+        k = _heads(self.key(x), self.kv_heads)
+        v = _heads(self.value(x), self.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q = rms_norm(q, self.query_norm, self.eps)
+            k = rms_norm(k, self.key_norm, self.eps)
+        if rotation is not None:
+            cos, sin = rotation
+            q = apply_rope(q, cos[first:], sin[first:])
+            k = apply_rope(k, cos, sin)
+        answer = cache.attend(q, k, v, positions)
+        joined = answer.transpose(0, 1).reshape(asking, self.heads * self.head_dim)
+        out: Tensor = self.output(joined)
+        return out
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[T, heads * D] -> [heads, T, D]."""
+    return x.view(x.shape[0], heads, x.shape[1] // heads).transpose(0, 1)

@@ -1,0 +1,162 @@
+"""Weights from safetensors files into a `Decoder`, tensor by tensor.
+
+The decoder is built without storage and each parameter is made straight from the mapped file, so
+no second copy of the model is ever in memory; unconverted CPU weights stay in the page cache.
+Names, shapes and dtypes are compared with the configuration before a byte of data is read, and a
+weight that is NaN or infinite is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+from .checkpoint import DTYPE_BYTES, StoredTensor, checkpoint_bytes, read_checkpoint
+from .config import ModelConfig
+from .decoder import Decoder
+from .families import FAMILIES, Family
+from .json_reader import listed, shown
+
+__all__ = ["checkpoint_bytes", "checkpoint_dtype", "load_decoder"]
+
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def load_decoder(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoder:
+    """The decoder of `config` with the weights in `folder`, none of which requires a gradient.
+
+    `dtype` None keeps the dtype of most of the checkpoint's bytes. `progress(done, total)` is
+    called with bytes of the checkpoint, first with 0. Raises WeightsError.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    stored = _matched(folder, config, decoder)
+    dtype = dtype or _common_dtype(stored.values())
+    total = sum(tensor.bytes for tensor in stored.values())
+    done = 0
+    if progress is not None:
+        progress(done, total)
+    in_order = sorted(stored.items(), key=lambda item: (item[1].file, item[1].start))
+    for file, group in groupby(in_order, key=lambda item: item[1].file):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as data:
+                for parameter, tensor in group:
+                    stored_value = data.get_tensor(tensor.name)
+                    value = _converted(stored_value, tensor.name, file, dtype, device)
+                    _place(decoder, parameter, value)
+                    done += tensor.bytes
+                    if progress is not None:
+                        progress(done, total)
+        except (SafetensorError, OSError) as problem:
+            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            raise WeightsError(f"{file}: cannot be read ({reason}); download it again") from problem
+    return decoder.eval()
+
+
+def checkpoint_dtype(folder: Path, config: ModelConfig) -> torch.dtype:
+    """The dtype of most bytes of the weights that `config` needs; reads headers only."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    return _common_dtype(_matched(folder, config, decoder).values())
+
+
+def _matched(folder: Path, config: ModelConfig, decoder: Decoder) -> dict[str, StoredTensor]:
+    """Parameter -> tensor of the checkpoint; raises WeightsError unless they fit one to one."""
+    stored = read_checkpoint(folder)
+    family = FAMILIES[config.family]
+    if config.tie_embeddings:
+        _share_tied(stored, family)
+    shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
+    names = {family.checkpoint_name(parameter): parameter for parameter in shapes}
+    _refuse_dtypes(folder, {name: stored[name] for name in names if name in stored})
+    missing = [name for name in names if name not in stored]
+    unexpected = [name for name in stored if name not in names and not _harmless(name)]
+    misshaped = [
+        f"{name} is {list(stored[name].shape)} instead of {list(shapes[parameter])}"
+        for name, parameter in names.items()
+        if name in stored and stored[name].shape != shapes[parameter]
+    ]
+    problems = [
+        f"{len(found)} {what} ({listed(found)})"
+        for found, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (misshaped, "of another shape"),
+        )
+        if found
+    ]
+    if problems:
+        raise WeightsError(
+            f"{folder}: the weights do not fit config.json: {'; '.join(problems)}; "
+            "take both from the same model"
+        )
+    return {parameter: stored[name] for name, parameter in names.items()}
+
+
+def _share_tied(stored: dict[str, StoredTensor], family: Family) -> None:
+    """Some tied checkpoints hold the shared matrix under the name of the output matrix only."""
+    embedding = family.checkpoint_name("embedding.weight")
+    head = family.checkpoint_name("head.weight")
+    if embedding not in stored and head in stored:
+        stored[embedding] = stored[head]
+
+
+def _harmless(name: str) -> bool:
+    """Left in some checkpoints though the configuration or the tied embedding already says it."""
+    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+
+
+def _refuse_dtypes(folder: Path, needed: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in needed.items():
+        if tensor.dtype not in DTYPE_BYTES:
+            raise WeightsError(
+                f"{folder}: {name} has dtype {shown(tensor.dtype)}; supported are "
+                f"{', '.join(DTYPE_BYTES)}: choose an unquantised version of this model"
+            )
+
+
+def _common_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.bytes
+    return _TORCH_DTYPES[counts.most_common(1)[0][0]]
+
+
+def _converted(
+    stored: Tensor, name: str, file: Path, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    value = stored.to(device=device, dtype=dtype)
+    if _finite(value):
+        return value
+    if stored.dtype != dtype and _finite(stored):
+        raise WeightsError(
+            f"{file}: {name} does not fit into {str(dtype).removeprefix('torch.')}: its largest "
+            f"weight is {float(stored.abs().max()):g}; use bfloat16 or float32"
+        )
+    raise WeightsError(f"{file}: {name} holds NaN or infinite weights; download it again")
+
+
+def _finite(value: Tensor) -> bool:
+    """Takes no memory of the order of the tensor, unlike isfinite."""
+    low, high = torch.aminmax(value)
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def _place(decoder: Decoder, parameter: str, value: Tensor) -> None:
+    path, _, leaf = parameter.rpartition(".")
+    module = decoder.get_submodule(path)
+    setattr(module, leaf, nn.Parameter(value, requires_grad=False))
