@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
+import tokenizers
+import torch
+from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +45,80 @@ def material() -> Path:
     if not folder:
         pytest.skip("RETROLOCAL_TEST_MATERIAL is not set: checks on real material left out")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with a byte tokenizer and a chat template, Hub layout."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    write_tiny_model(folder)
+    return folder
+
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 259,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "eos_token_id": 257,
+}
+TINY_TEMPLATE = (
+    "<s>{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def write_tiny_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    hidden, inner, heads, kv = 48, 64, 4 * 16, 2 * 16
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (259, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        for name, shape in {
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+            "self_attn.q_proj": (heads, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, heads),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():
+            shapes[f"{at}{name}.weight"] = shape
+    weights = {
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * 0.3
+        for name, shape in shapes.items()
+    }
+    # Rows of zero are never the likeliest: greedy replies are plain ASCII.
+    unlikely = [i for c, i in _byte_vocabulary().items() if not "!" <= c <= "~"]
+    weights["model.embed_tokens.weight"][unlikely] = 0
+    save_file(weights, folder / "model.safetensors")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_byte_vocabulary(), merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unused>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "chat_template": TINY_TEMPLATE})
+    )
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    return {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}

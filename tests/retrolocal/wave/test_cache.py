@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from retrolocal.kernels.attention import grouped
 from torch import Tensor
 
 from retrolocal.cache import DenseCache
 from retrolocal.config import WaveConfig
+from retrolocal.kernels.attention import grouped
 from retrolocal.wave.cache import WaveCache
 from retrolocal.wave.clustering import cluster_segment
 from retrolocal.wave.index import WaveIndex

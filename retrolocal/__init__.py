@@ -1,0 +1,23 @@
+"""retrolocal: read a very long text with a local language model.
+
+`load` opens a model and gives a `Session`; both are imported when first used, so that importing
+the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .session import Session, load
+
+__all__ = ["Session", "__version__", "load"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Session", "load"):
+        from . import session
+
+        return getattr(session, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""Reads a command line the way llama.cpp does, then hands it to argparse.
+
+argparse reads an unknown `-fitness` as `-f itness` and refuses a value that begins with a dash;
+llama.cpp does neither. `normalise` walks the words first: every option must be spelt in full, the
+word after an option that takes a value is its value, whatever it looks like, and `-n32` is
+`-n 32`. Knows no setting of the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UsageError instead of printing and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def normalise(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words with each option and its value joined as `--option=value`.
+
+    Raises UsageError for an option that the parser does not have, by its name.
+    """
+    known = parser._option_string_actions
+    result: list[str] = []
+    left = iter(words)
+    for word in left:
+        name, joined, value = word.partition("=")
+        if not word.startswith("-") or word == "-":
+            raise UsageError(f"{word!r} is not an option; see {parser.prog} --help")
+        short = re.fullmatch(r"(-[a-z])(-?\d+(?:\.\d+)?)", word)
+        if name not in known and short and short[1] in known:
+            name, joined, value = short[1], "=", short[2]
+        if name not in known:
+            raise UsageError(_unknown(parser, name))
+        action = known[name]
+        option = max(action.option_strings, key=len)
+        if action.nargs == 0:
+            if joined:
+                raise UsageError(f"{name} takes no value, and {value!r} was given")
+            result.append(option)
+            continue
+        if not joined:
+            following = next(left, None)
+            if following is None:
+                raise UsageError(f"{name} needs a value; see {parser.prog} --help")
+            value = following
+        result.append(f"{option}={value}")
+    return result
+
+
+def _unknown(parser: argparse.ArgumentParser, name: str) -> str:
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+    return f"{parser.prog} has no option {name}; {hint}"
+
+
+def budget(text: str) -> float | None:
+    """`auto` is None."""
+    return None if text == "auto" else float(text)
+
+
+budget.__name__ = "budget (auto or a fraction)"

@@ -1,0 +1,229 @@
+"""The command `retrolocal`: parses, calls one method of a session, shows what comes back.
+
+Everything heavy is imported inside a command, so that --help answers at once. Text of the model
+goes to stdout; all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 + n for
+signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .arguments import Parser, budget, normalise
+from .config import SessionConfig, WaveConfig, environment
+from .errors import RetrolocalError, UsageError
+
+USAGE = """usage: retrolocal COMMAND [options]
+
+commands:
+  chat       ask a model about a document, or talk to it
+
+options:
+  -h, --help  show this help, or that of a command
+  --version   show the version
+
+Read a document and ask about it:  retrolocal chat -f book.pdf
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except RetrolocalError as error:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"retrolocal: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone; Python must not complain about it on leaving.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        print("retrolocal: the machine ran out of memory; take a shorter text", file=sys.stderr)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"retrolocal {__version__}")
+        return 0
+    if words[0] != "chat":
+        raise UsageError(f"there is no command {words[0]!r}; see retrolocal --help")
+    parser = chat_parser()
+    if any(word in ("-h", "--help") for word in words[1:]):
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(normalise(parser, words[1:]))
+    from .tui.plain import chat
+
+    return chat(arguments, session_config(arguments))
+
+
+def chat_parser() -> argparse.ArgumentParser:
+    """The options of `retrolocal chat`; names and defaults are llama.cpp's where it has them."""
+    parser = Parser(
+        prog="retrolocal chat",
+        usage="retrolocal chat [-m MODEL] [-f FILE]... [-p PROMPT] [options]",
+        description="Ask a model about documents, or just talk to it. Without -p on a terminal "
+        "it asks for questions until Ctrl-D; a question may also be piped in.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=96),
+        allow_abbrev=False,
+    )
+    _model_options(parser.add_argument_group("model and text"))
+    _cache_options(parser.add_argument_group("cache"))
+    _answer_options(parser.add_argument_group("answer"))
+    _output_options(parser.add_argument_group("output"))
+    return parser
+
+
+def session_config(arguments: argparse.Namespace) -> SessionConfig:
+    return SessionConfig(
+        device=arguments.device,
+        dtype=arguments.dtype,
+        cache=arguments.cache,
+        wave=WaveConfig(scheme=arguments.scheme, budget=arguments.budget),
+        ctx_size=arguments.ctx_size,
+        batch_size=arguments.batch_size,
+        threads=arguments.threads,
+        revision=arguments.revision,
+        offline=arguments.offline,
+    )
+
+
+def _model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-m",
+        "--model",
+        "-hf",
+        "--hf-repo",
+        metavar="MODEL",
+        default=environment("MODEL"),
+        help="a folder, a Hub id (org/name[@revision]), or builtin: a tiny model that comes with "
+        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else builtin)",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    group.add_argument("--offline", action="store_true", help="never use the network")
+    group.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a text, Markdown or PDF document to read; may be repeated; - is stdin",
+    )
+    group.add_argument("--password", help="password of an encrypted PDF")
+    group.add_argument("--encoding", help="encoding of text files (default: found out)")
+    group.add_argument("-p", "--prompt", help="ask this one question, print the answer and leave")
+    group.add_argument("-sys", "--system-prompt", metavar="TEXT", help="instructions for the model")
+    group.add_argument(
+        "-sysf", "--system-prompt-file", metavar="FILE", help="read the instructions from a file"
+    )
+    group.add_argument(
+        "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="auto|float32|bfloat16|float16",
+        help="of weights and cache (default: the checkpoint's)",
+    )
+    group.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: all cores)",
+    )
+
+
+def _cache_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--cache",
+        default="auto",
+        metavar="auto|dense|wave",
+        help="auto: wave when there is a document (default)",
+    )
+    group.add_argument(
+        "--scheme",
+        default="wave",
+        metavar="wave|paper",
+        help="paper: selection and estimation as published in RetroInfer (default: wave)",
+    )
+    group.add_argument(
+        "--budget",
+        type=budget,
+        default="auto",
+        metavar="auto|FRACTION",
+        help="share of the clusters attended exactly; 1 is dense attention (auto: 0.018, and at "
+        "least 16 clusters)",
+    )
+    group.add_argument(
+        "-c",
+        "--ctx-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens of context (default: 0, as many as the model has positions for)",
+    )
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens of the prompt read at once (default: %(default)s)",
+    )
+
+
+def _answer_options(group: argparse._ArgumentGroup) -> None:
+    def number(*names: str, type: type, default: str, text: str) -> None:
+        group.add_argument(*names, type=type, metavar="N", help=f"{text} (default: {default})")
+
+    number(
+        "-n",
+        "--predict",
+        "--n-predict",
+        type=int,
+        default="the model's own limit, else -1",
+        text="tokens to generate at most; -1: as many as fit",
+    )
+    number("-s", "--seed", type=int, default="-1", text="seed of the draw; -1: a new one each time")
+    number("--temp", "--temperature", type=float, default="0.8", text="0 is greedy")
+    number("--top-k", type=int, default="40", text="keep the k likeliest tokens; 0: all")
+    number("--top-p", type=float, default="0.95", text="keep this much probability; 1: all")
+    number(
+        "--min-p", type=float, default="0.05", text="drop what is less likely, relative to the best"
+    )
+    number("--repeat-penalty", type=float, default="1.0", text="penalise recent tokens; 1: not")
+    number("--repeat-last-n", type=int, default="64", text="how many are recent; 0: none, -1: all")
+    number("--presence-penalty", type=float, default="0.0", text="subtracted once per recent token")
+    number("--frequency-penalty", type=float, default="0.0", text="subtracted per occurrence")
+    group.add_argument(
+        "-r",
+        "--reverse-prompt",
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="stop before this text; may be repeated",
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on past the end of the reply")
+
+
+def _output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--plain", action="store_true", help="plain text, also on a terminal")
+    group.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    group.add_argument("-st", "--single-turn", action="store_true", help="leave after one answer")
+    group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")

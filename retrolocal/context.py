@@ -1,0 +1,138 @@
+"""A context: the layer caches of one dialogue and the text that they hold.
+
+It reads a head (template text and documents) once, marks its end, and can go back to a mark: a
+new question, an edited one or a rewritten history reads only what differs. Ids that were drawn
+but not read yet wait here. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .generate import Model, Progress, SteppedCache, prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point to go back to."""
+
+    dialogue: str
+    tokens: int
+    waiting: tuple[int, ...]
+    logits: Tensor | None
+    """float32 [vocab] after the last token, where a reply can begin."""
+    snapshots: tuple[Any, ...]
+
+
+class Context:
+    def __init__(
+        self,
+        model: Model,
+        caches: Sequence[SteppedCache],
+        head_ids: Sequence[int],
+        *,
+        chunk_tokens: int,
+        device: torch.device,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.caches = caches
+        self.tokens = 0
+        """Tokens in the caches."""
+        self.dialogue = ""
+        """The dialogue as far as it is in the caches or waiting."""
+        self.waiting: tuple[int, ...] = ()
+        """Ids at the end of `dialogue` that are not in the caches."""
+        self.read_tokens = 0
+        """Tokens read so far, those that were dropped again included."""
+        self._logits: Tensor | None = None
+        self._head = tuple(head_ids)
+        self._model = model
+        self._chunk_tokens = chunk_tokens
+        self._device = device
+        self._stopped = stopped
+        self._marks: list[Mark] = []
+
+    @property
+    def head_tokens(self) -> int:
+        return len(self._head)
+
+    def read_head(self) -> Generator[Progress, None, None]:
+        """Reads what is missing of the head. An interrupted reading goes on where it stopped."""
+        if self._marks:
+            return
+        if self.tokens < len(self._head):
+            yield from self._read(self._head[self.tokens :])
+        self._marks = [self.here()]
+
+    def read(self, ids: Sequence[int], dialogue: str) -> Generator[Progress, None, Tensor]:
+        """Reads the waiting ids and `ids`, the rest of `dialogue`; returns the logits after them.
+
+        With nothing to read (the same question again) they are known already. Interrupted: the
+        context is what it was before. Raises UsageError when there is no token at all.
+        """
+        before, ids = self.here(), (*self.waiting, *ids)
+        if ids:
+            try:
+                self._logits = yield from self._read(ids)
+            except BaseException:
+                self.go_back(before)
+                raise
+        if self._logits is None:
+            raise UsageError("the prompt is empty; give at least one word")
+        self.dialogue, self.waiting = dialogue, ()
+        self._marks = [self._marks[0], self.here()]
+        return self._logits
+
+    def rewind_to(self, dialogue: str) -> str:
+        """Goes back to the last point that `dialogue` continues; returns what follows there."""
+        if not dialogue.startswith(self.dialogue):
+            self.go_back(
+                next(mark for mark in reversed(self._marks) if dialogue.startswith(mark.dialogue))
+            )
+        return dialogue[len(self.dialogue) :]
+
+    def keep_reply(self, drawn: Sequence[int], text: str, *, ended: bool) -> None:
+        """After a reply: all ids drawn but the last are in the caches.
+
+        `ended` when the last one is the end of the sequence, which is not part of the text.
+        """
+        self._logits = None
+        self.tokens += max(0, len(drawn) - 1)
+        self.dialogue += text
+        self.waiting = () if ended else tuple(drawn[-1:])
+
+    def here(self) -> Mark:
+        snapshots = tuple(cache.snapshot() for cache in self.caches)
+        return Mark(self.dialogue, self.tokens, self.waiting, self._logits, snapshots)
+
+    def go_back(self, mark: Mark) -> None:
+        for cache, snapshot in zip(self.caches, mark.snapshots, strict=True):
+            cache.restore(snapshot)
+        self.tokens, self.dialogue = mark.tokens, mark.dialogue
+        self.waiting, self._logits = mark.waiting, mark.logits
+
+    def _read(self, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
+        start = self.tokens
+        reading = prefill(
+            self._model,
+            self.caches,
+            torch.tensor(ids, device=self._device),
+            start,
+            chunk_tokens=self._chunk_tokens,
+            stopped=self._stopped,
+        )
+        while True:
+            try:
+                progress = next(reading)
+            except StopIteration as finished:
+                logits: Tensor = finished.value
+                return logits
+            self.read_tokens += start + progress.done - self.tokens
+            self.tokens = start + progress.done
+            yield progress

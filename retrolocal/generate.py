@@ -1,0 +1,192 @@
+"""The decoder loop as synchronous generators: token ids, then text, then the whole string.
+
+`prefill` puts a prompt into the caches and returns the logits after it; `generate_tokens` draws
+token ids from there on; `stream_text` turns ids into text and stops at stop strings;
+`generate_text` joins it. Token ids know no tokenizer and text knows no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import Interrupted
+
+StopReason = Literal["eos", "stop", "length", "interrupted"]
+
+
+class SteppedCache(Protocol):
+    """What the loop needs of a layer cache besides `attend`: going back."""
+
+    def snapshot(self) -> Any: ...
+    def restore(self, snapshot: Any) -> None: ...
+
+
+class Model(Protocol):
+    """What the loop needs of a decoder."""
+
+    def __call__(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        caches: Sequence[Any],
+        wanted: int,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> Tensor: ...
+
+
+class TextDecoder(Protocol):
+    def push(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work before the first token of a reply."""
+
+    stage: Literal["load", "prefill"]
+    done: int
+    """Bytes of weights loaded, or tokens of the prompt read."""
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that has become certain."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last event of a reply."""
+
+    reason: StopReason
+    tokens: int
+    """Tokens drawn, the end-of-sequence token included."""
+
+
+def prefill(
+    model: Model,
+    caches: Sequence[SteppedCache],
+    token_ids: Tensor,
+    start: int,
+    *,
+    chunk_tokens: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[Progress, None, Tensor]:
+    """Appends token_ids int64 [T], T >= 1, at positions start ...; returns logits float32 [vocab].
+
+    Yields after each chunk. When `stopped()` turns true Interrupted is raised: the chunks that
+    were yielded are in the caches, the one that was running is taken back.
+    """
+    total = token_ids.shape[0]
+
+    def check(layer: int) -> None:
+        if stopped():
+            raise Interrupted("stopped while reading the prompt")
+
+    logits = torch.empty(0)
+    for first in range(0, total, chunk_tokens):
+        chunk = token_ids[first : first + chunk_tokens]
+        end = first + chunk.shape[0]
+        positions = torch.arange(start + first, start + end, device=token_ids.device)
+        snapshots = [cache.snapshot() for cache in caches]
+        try:
+            logits = model(chunk, positions, caches, 1 if end == total else 0, check)
+        except (Interrupted, KeyboardInterrupt):
+            for cache, snapshot in zip(caches, snapshots, strict=True):
+                cache.restore(snapshot)
+            raise
+        yield Progress("prefill", end, total)
+    return logits[0]
+
+
+def generate_tokens(
+    model: Model,
+    caches: Sequence[SteppedCache],
+    logits: Tensor,
+    position: int,
+    *,
+    draw: Callable[[Tensor], int],
+    max_new_tokens: int,
+) -> Iterator[int]:
+    """Yields token ids drawn one after another, `logits` [vocab] being those after the prompt.
+
+    A token enters the caches when the next one is asked for: the last one yielded is in no cache.
+    """
+    for count in range(max_new_tokens):
+        token = draw(logits)
+        yield token
+        if count + 1 < max_new_tokens:
+            ids = torch.tensor([token], device=logits.device)
+            positions = torch.tensor([position + count], device=logits.device)
+            logits = model(ids, positions, caches, 1)[0]
+
+
+def stream_text(
+    tokens: Iterator[int],
+    decoder: TextDecoder,
+    *,
+    end_ids: Collection[int] = (),
+    stop_strings: Sequence[str] = (),
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Piece | End]:
+    """Yields pieces of text and at last one `End`.
+
+    Text that may be the beginning of a stop string is held back; the stop string itself and what
+    follows it is not part of the text.
+    """
+    held, count = "", 0
+    reason: StopReason = "length"
+    for token in tokens:
+        count += 1
+        if token in end_ids:
+            reason = "eos"
+            break
+        held += decoder.push(token)
+        cut = _first_stop(held, stop_strings)
+        if cut is not None:
+            if cut:
+                yield Piece(held[:cut])
+            yield End("stop", count)
+            return
+        certain = len(held) - _longest_beginning(held, stop_strings)
+        if certain:
+            yield Piece(held[:certain])
+            held = held[certain:]
+        if stopped():
+            reason = "interrupted"
+            break
+    held += decoder.finish()
+    cut = _first_stop(held, stop_strings)
+    if cut is not None:
+        held, reason = held[:cut], "stop"
+    if held:
+        yield Piece(held)
+    yield End(reason, count)
+
+
+def generate_text(events: Iterator[Piece | End]) -> str:
+    """The whole reply."""
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def _first_stop(text: str, stop_strings: Sequence[str]) -> int | None:
+    found = [at for at in (text.find(stop) for stop in stop_strings) if at >= 0]
+    return min(found, default=None)
+
+
+def _longest_beginning(text: str, stop_strings: Sequence[str]) -> int:
+    """Length of the longest end of `text` that a stop string begins with."""
+    longest = 0
+    for stop in stop_strings:
+        for length in range(min(len(stop) - 1, len(text)), longest, -1):
+            if stop.startswith(text[len(text) - length :]):
+                longest = length
+                break
+    return longest

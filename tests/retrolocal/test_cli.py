@@ -1,0 +1,186 @@
+"""The command as a user runs it: real processes, exit codes, one line for every bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retrolocal.cli import main
+
+
+def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "retrolocal", *words],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+    )
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} tells of {i * i % 97} ships. " for i in range(90)))
+    return path
+
+
+def test_plain_answer_and_figures(tiny_model: Path, book: Path) -> None:
+    done = run("chat", "-m", str(tiny_model), "-f", str(book), "-p", "who?", "-n", "9", "--temp=0")
+    assert done.returncode == 0
+    assert done.stdout.endswith("\n")
+    assert len(done.stdout.strip()) > 3
+    lines = done.stderr.splitlines()
+    assert lines[-2].startswith("load ")
+    assert "tokens/s" in lines[-2]
+    assert lines[-1].startswith("wave cache: ")
+    assert "clusters" in lines[-1]
+
+
+def test_json_object(tiny_model: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "chat",
+        "-m",
+        str(tiny_model),
+        "-f",
+        str(book),
+        "-p",
+        "who?",
+        "-n",
+        "9",
+        "--json",
+        "-q",
+    ]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert captured.err == ""
+    assert list(facts) == [
+        *("text", "model", "prompt_tokens", "generated_tokens", "load_seconds"),
+        *("prefill_seconds", "decode_tokens_per_second", "stop_reason", "cache"),
+    ]
+    assert list(facts["cache"]) == [
+        *("kind", "tokens", "steady_tokens", "clusters", "retrieved_tokens_per_step"),
+        *("bytes", "mass_exact", "mass_estimated"),
+    ]
+    assert facts["generated_tokens"] <= 9
+    assert facts["cache"]["kind"] == "wave"
+    assert facts["cache"]["tokens"] == facts["prompt_tokens"] + facts["generated_tokens"] - 1
+    assert facts["cache"]["bytes"] == facts["cache"]["tokens"] * 2 * 2 * 2 * 16 * 4
+
+
+def test_piped_question_equals_prompt(tiny_model: Path) -> None:
+    words = ("chat", "-m", str(tiny_model), "-n", "9", "--temp", "0", "-q")
+    assert run(*words, stdin="hello\n").stdout == run(*words, "-p", "hello").stdout
+
+
+def test_document_on_stdin(tiny_model: Path, book: Path) -> None:
+    words = ("chat", "-m", str(tiny_model), "-p", "who?", "-n", "9", "--temp", "0", "-q")
+    piped = run(*words, "-f", "-", stdin=book.read_text())
+    assert piped.returncode == 0
+    assert piped.stdout == run(*words, "-f", str(book)).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["-p", ""], 2, "--prompt is empty"),
+        (["-p", "q", "-f", "{tmp}/none.txt"], 1, "none.txt"),
+        (["-p", "q", "-f", "{tmp}"], 1, "is a folder"),
+        (["-p", "q", "-f", "{tmp}/empty.txt"], 1, "empty"),
+        (["-p", "q", "-f", "{tmp}/binary.txt"], 1, "binary.txt"),
+        (["-p", "q", "-f", "{tmp}/long.txt"], 1, "4,096"),
+        (["-p", "q", "-sysf", "{tmp}/none"], 1, "none"),
+        (["-p", "q", "-sys", "a", "-sysf", "b"], 2, "-sys and -sysf"),
+        (["-p", "q", "-n", "x"], 2, "invalid int value"),
+        (["-p", "q", "-ngl", "99"], 2, "no option -ngl"),
+        (["-p", "q", "--temp", "-1"], 2, "--temp is -1.0"),
+        (["-p", "q", "--top-p", "7"], 2, "--top-p is 7.0"),
+        (["-f", "-", "-p", "q"], 1, "stdin"),
+        ([], 2, "no question on stdin"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(
+    tiny_model: Path,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 50)
+    (tmp_path / "long.txt").write_text("word " * 2000)
+    words = [word.replace("{tmp}", str(tmp_path)) for word in words]
+    assert main(["chat", "-m", str(tiny_model), "-q", *words]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("retrolocal: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{tmp}/nothing", "nothing"),
+        ("{tmp}", "config.json"),
+        ("not a name!", "not a name!"),
+    ],
+)
+def test_bad_model_is_one_line(
+    tmp_path: Path, model: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "-m", model.replace("{tmp}", str(tmp_path)), "-p", "q", "--offline"]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_quiet(tiny_model: Path) -> None:
+    command = f"{sys.executable} -m retrolocal chat -m {tiny_model} -p q -n 2000 --ignore-eos -q"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -c 3 >/dev/null"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def interrupted(tiny_model: Path, times: int) -> tuple[int, str, str]:
+    """Runs an endless answer and sends SIGINT after its first text."""
+    words = ["chat", "-m", str(tiny_model), "-p", "q", "-n", "4000", "--ignore-eos", "--temp=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retrolocal", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupting_an_answer(tiny_model: Path, times: int) -> None:
+    code, out, err = interrupted(tiny_model, times)
+    assert code == 130
+    assert len(out) < 4000
+    assert "Traceback" not in err

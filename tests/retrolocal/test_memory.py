@@ -1,0 +1,66 @@
+"""The memory estimate against known sizes, and the refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrolocal import memory
+from retrolocal.config import WaveConfig
+from retrolocal.errors import MemoryLimitError
+from retrolocal.memory import MemoryEstimate, available_bytes, estimate, require
+from retrolocal.models.config import read_config
+
+GIB = 1 << 30
+
+
+def needed(folder: Path, tokens: int, **changes: Any) -> MemoryEstimate:
+    settings: dict[str, Any] = {
+        "weight_bytes": 0,
+        "element_bytes": 2,
+        "chunk_tokens": 8192,
+        "wave": None,
+        **changes,
+    }
+    return estimate(read_config(folder), tokens=tokens, **settings)
+
+
+@pytest.fixture
+def config_folder(material: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        (tmp_path / "config.json").write_bytes((material / "configs" / f"{name}.json").read_bytes())
+        return tmp_path
+
+    return make
+
+
+def test_a_million_tokens_of_a_real_model(config_folder: Callable[[str], Path]) -> None:
+    folder = config_folder("Qwen2.5-7B-Instruct")
+    dense = needed(folder, 1 << 20)
+    assert dense.cache == 56 * GIB
+    wave = needed(folder, 1 << 20, wave=WaveConfig())
+    assert 1.05 < wave.cache / dense.cache < 1.25
+
+
+def test_require_says_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * GIB)
+    fits = MemoryEstimate(weights=GIB, cache=GIB, workspace=GIB)
+    require(fits, model="m", tokens=5)
+    with pytest.raises(
+        MemoryLimitError, match=r"m with 1,000 tokens needs about 5\.0 GiB .* 4\.0 GiB"
+    ):
+        require(replace(fits, cache=3 * GIB), model="m", tokens=1000)
+
+
+def test_a_control_group_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit, usage = tmp_path / "memory.max", tmp_path / "memory.current"
+    limit.write_text("1000000\n")
+    usage.write_text("400000\n")
+    monkeypatch.setattr(memory, "_CGROUP_FILES", ((limit, usage),))
+    assert available_bytes() == 600000
+    limit.write_text("max\n")
+    assert available_bytes() > 600000

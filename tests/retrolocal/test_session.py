@@ -1,0 +1,260 @@
+"""A session over a tiny random model: what is read, kept, dropped, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+import retrolocal
+from retrolocal import memory
+from retrolocal.errors import (
+    ContextError,
+    DocumentError,
+    Interrupted,
+    MemoryLimitError,
+    ModelError,
+    UsageError,
+)
+from retrolocal.generate import Piece, Progress
+from retrolocal.session import AskOptions, Event, Reply, Session, load
+
+SHORT = AskOptions(max_new_tokens=12)
+
+
+@pytest.fixture
+def session(tiny_model: Path) -> Session:
+    return load(str(tiny_model), batch_size=64)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} tells of {i * i % 97} ships. " for i in range(90)))
+    return path
+
+
+def reply(events: Iterable[Event]) -> Reply:
+    last = list(events)[-1]
+    assert isinstance(last, Reply)
+    return last
+
+
+def greedy(session: Session, **settings: object) -> AskOptions:
+    return AskOptions(sampling=session.sampling(temperature=0.0), **settings)  # type: ignore[arg-type]
+
+
+def test_events_come_in_order_and_add_up(session: Session) -> None:
+    events = list(session.ask("hello", greedy(session, max_new_tokens=20)))
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Progress
+    assert kinds[-1] is Reply
+    last = reply(events)
+    assert "".join(e.text for e in events if isinstance(e, Piece)) == last.text
+    assert last.generated_tokens <= 20
+    assert last.prompt_tokens == last.prefill_tokens == len("[user]hello[assistant]") + 1
+
+
+def test_the_next_question_reads_only_itself(session: Session, tiny_model: Path) -> None:
+    options = greedy(session, max_new_tokens=15)
+    first = reply(session.ask("one", options))
+    second = reply(session.ask("two", options))
+    assert second.prompt_tokens > first.prompt_tokens + first.generated_tokens
+    assert second.prefill_tokens < 30
+    fresh = load(str(tiny_model))
+    fresh._conversation = session._conversation.__class__(
+        messages=session._conversation.messages[:2]
+    )
+    assert reply(fresh.ask("two", options)).text == second.text
+
+
+@pytest.mark.parametrize("cache", ["dense", "wave"])
+def test_files_stay_read(tiny_model: Path, book: Path, cache: str) -> None:
+    session = load(str(tiny_model), cache=cache)
+    options = greedy(session, max_new_tokens=8)
+    first = reply(session.stream("who?", [book], options=options))
+    again = reply(session.stream("who?", [book], options=options))
+    other = reply(session.stream("why so?", [book], options=options))
+    assert first.text == again.text
+    assert first.cache.kind == cache
+    assert first.prefill_tokens > 2000
+    assert again.prefill_tokens < 30
+    assert other.prefill_tokens < 30
+    assert session.generate("who?", [book], max_new_tokens=8, temperature=0) == first.text
+    assert reply(session.stream("who?", options=options)).prompt_tokens < 30
+
+
+def test_full_budget_writes_what_dense_writes(tiny_model: Path, book: Path) -> None:
+    texts = {
+        load(str(tiny_model), cache=cache, budget=1.0).generate(
+            "who?", [book], max_new_tokens=30, temperature=0
+        )
+        for cache in ("dense", "wave")
+    }
+    assert len(texts) == 1
+
+
+def test_auto_is_wave_for_documents_only(session: Session, book: Path) -> None:
+    assert reply(session.stream("a", [book], options=SHORT)).cache.kind == "wave"
+    assert reply(session.stream("a", options=SHORT)).cache.kind == "dense"
+
+
+def test_logits_leave_the_conversation_alone(session: Session) -> None:
+    options = greedy(session, max_new_tokens=5)
+    ids = session.tokenizer.encode("some text to score", special=False)
+    before = session.logits(ids)
+    session_text = reply(session.ask("x", options)).text
+    after = session.logits(ids)
+    assert torch.equal(before, after)
+    assert before.shape == (len(ids), 259)
+    assert before.dtype == torch.float32
+    assert reply(session.stream("x", options=options)).text == session_text
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 8192])
+def test_logits_do_not_depend_on_the_batch(tiny_model: Path, batch: int) -> None:
+    ids = list(range(100))
+    whole = load(str(tiny_model)).logits(ids)
+    chunked = load(str(tiny_model), batch_size=batch).logits(ids)
+    torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_refuses(session: Session) -> None:
+    with pytest.raises(UsageError, match="token id 259 is outside the vocabulary of 259"):
+        session.logits([1, 259])
+    with pytest.raises(UsageError, match="no token ids"):
+        session.logits([])
+    with pytest.raises(ContextError, match=r"5,000 tokens .* 4,096"):
+        session.logits([1] * 5000)
+
+
+def test_stopping_keeps_the_part_of_the_answer(session: Session) -> None:
+    pieces = []
+    for event in session.ask("x", greedy(session, max_new_tokens=200, ignore_eos=True)):
+        if isinstance(event, Piece):
+            pieces.append(event.text)
+            if len(pieces) == 3:
+                session.stop()
+    assert isinstance(event, Reply)
+    assert event.stop_reason == "interrupted"
+    assert event.text == "".join(pieces)
+    assert [m.role for m in session._conversation.messages] == ["user", "assistant"]
+    assert reply(session.ask("y", SHORT)).prefill_tokens < 40
+
+
+def test_stopping_while_reading_forgets_the_question(session: Session, book: Path) -> None:
+    session._conversation = session._conversation.__class__((retrolocal_document(book),))
+    events = session.ask("x", SHORT)
+    assert isinstance(next(events), Progress)
+    session.stop()
+    with pytest.raises(Interrupted):
+        list(events)
+    assert session._conversation.messages == ()
+    resumed = reply(session.ask("y", greedy(session, max_new_tokens=6)))
+    assert 0 < resumed.prefill_tokens < resumed.prompt_tokens
+    fresh = reply(session.stream("y", [book], options=greedy(session, max_new_tokens=6)))
+    assert resumed.text == fresh.text
+
+
+def retrolocal_document(path: Path) -> object:
+    from retrolocal.ingest.extract import read_document
+
+    return read_document(path)
+
+
+def test_leaving_an_answer_in_the_middle_drops_it(session: Session) -> None:
+    options = greedy(session, max_new_tokens=10)
+    expected = reply(session.stream("b", options=options)).text
+    events = session.stream("a", options=options)
+    for event in events:
+        if isinstance(event, Piece):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert reply(session.stream("b", options=options)).text == expected
+
+
+def test_stop_strings_are_not_part_of_the_answer(session: Session) -> None:
+    whole = reply(session.stream("q", options=greedy(session, max_new_tokens=40, ignore_eos=True)))
+    stop = whole.text[5:8]
+    cut = reply(
+        session.stream(
+            "q", options=greedy(session, max_new_tokens=40, ignore_eos=True, stop=[stop])
+        )
+    )
+    assert cut.stop_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+
+
+def test_ignore_eos_and_length(session: Session) -> None:
+    last = reply(session.stream("q", options=greedy(session, max_new_tokens=300, ignore_eos=True)))
+    assert last.stop_reason == "length"
+    assert last.generated_tokens == 300
+    assert last.cache.tokens == last.prompt_tokens + 299
+
+
+def test_a_document_too_long_is_refused_with_both_numbers(
+    tiny_model: Path, tmp_path: Path, session: Session
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("x" * 5000)
+    with pytest.raises(ContextError, match=r"5,\d\d\d tokens .* 4,096"):
+        session.generate("q", [path])
+    with pytest.raises(ContextError, match=r"prompt has .* 100"):
+        load(str(tiny_model), ctx_size=100).generate("z" * 200)
+
+
+def test_a_missing_file_changes_nothing(session: Session, book: Path) -> None:
+    options = greedy(session, max_new_tokens=5)
+    first = reply(session.stream("q", [book], options=options))
+    with pytest.raises(DocumentError, match=r"nowhere\.txt"):
+        session.generate("q", ["nowhere.txt"])
+    assert reply(session.stream("q", [book], options=options)).text == first.text
+
+
+def test_memory_is_checked_before_loading(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(MemoryLimitError, match=r"needs about .* are free"):
+        load(str(tiny_model))
+
+
+def test_a_closed_session_says_so(session: Session) -> None:
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.generate("q")
+
+
+def test_sampling_is_reproducible_with_a_seed(session: Session) -> None:
+    sampling = session.sampling(temperature=1.0, seed=7)
+    texts = [
+        session.generate("q", options=AskOptions(max_new_tokens=30, sampling=sampling))
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_model_without_template_continues_the_text(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    session = load(str(folder))
+    last = reply(session.ask("abc", greedy(session, max_new_tokens=5)))
+    assert last.prompt_tokens == 3
+
+
+def test_settings_are_checked(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="--cache"):
+        load(str(tiny_model), cache="fast")
+    with pytest.raises(UsageError, match="--dtype"):
+        load(str(tiny_model), dtype="int3")
+    with pytest.raises(ModelError):
+        load("/nowhere/at/all")
+    assert load(str(tiny_model), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert retrolocal.load is load

@@ -1,0 +1,1 @@
+"""What a person sees: the line-by-line chat of a terminal or a pipe."""

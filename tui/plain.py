@@ -1,0 +1,281 @@
+"""The plain chat: questions from -p, a pipe or a prompt; answers streamed to stdout.
+
+Binds the command line to one `Session` and shows its events. The first Ctrl-C ends the answer
+and keeps the conversation, the next one leaves with 130; at the prompt the first one leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as ProgressBar,
+)
+from rich.text import Text
+
+from ..config import SessionConfig
+from ..errors import DocumentError, Interrupted, UsageError
+from ..generate import Piece, Progress
+from ..ingest.document import Document
+from ..ingest.extract import read_document
+from ..session import AskOptions, Reply, Session
+
+
+def chat(arguments: argparse.Namespace, config: SessionConfig) -> int:
+    """Runs `retrolocal chat`; returns the exit code."""
+    screen = _Screen(quiet=arguments.quiet)
+    questions = _questions(arguments)
+    system = _system_text(arguments)
+    documents = [
+        read_document(file, password=arguments.password, encoding=arguments.encoding)
+        for file in arguments.file
+    ]
+    for document in documents:
+        _describe(document, screen)
+    model = arguments.model
+    if model is None:
+        model = "builtin"
+        screen.say(
+            "no model was chosen: using the built-in one, which can only quote: give it some "
+            "words of the document and it continues them (-m chooses another)"
+        )
+    with screen.progress() as progress:
+        session = Session.open(model, config, documents=documents, progress=progress)
+    with session:
+        session.set_system(system)
+        return _Chat(session, arguments, screen).run(questions)
+
+
+class _Chat:
+    def __init__(self, session: Session, arguments: argparse.Namespace, screen: _Screen) -> None:
+        self._session = session
+        self._json: bool = arguments.json
+        self._screen = screen
+        self._options = AskOptions(
+            max_new_tokens=arguments.predict,
+            sampling=session.sampling(
+                temperature=arguments.temp,
+                top_k=arguments.top_k,
+                top_p=arguments.top_p,
+                min_p=arguments.min_p,
+                repeat_penalty=arguments.repeat_penalty,
+                repeat_last_n=arguments.repeat_last_n,
+                presence_penalty=arguments.presence_penalty,
+                frequency_penalty=arguments.frequency_penalty,
+                seed=arguments.seed,
+            ),
+            stop=tuple(arguments.reverse_prompt),
+            ignore_eos=arguments.ignore_eos,
+        )
+        self._answering = False
+        self._stops = 0
+
+    def run(self, questions: Iterator[str]) -> int:
+        """Answers every question; 130 when the last answer was interrupted."""
+        code = 0
+        with self._interruptible():
+            for question in questions:
+                if question.strip():
+                    code = self._answer(question)
+        return code
+
+    def _answer(self, question: str) -> int:
+        self._answering, self._stops = True, 0
+        try:
+            with self._screen.progress() as progress:
+                for event in self._session.ask(question, self._options):
+                    if isinstance(event, Progress):
+                        progress(event)
+                    elif isinstance(event, Piece):
+                        self._write(event.text)
+                    else:
+                        return self._finish(event)
+        except Interrupted as interrupted:
+            self._screen.say(str(interrupted))
+            return 130
+        finally:
+            self._answering = False
+        raise AssertionError("an answer ends with a Reply")
+
+    def _write(self, text: str) -> None:
+        if not self._json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def _finish(self, reply: Reply) -> int:
+        if self._json:
+            print(json.dumps(reply_facts(self._session, reply), ensure_ascii=False), flush=True)
+        else:
+            print(flush=True)
+        for line in figures(self._session, reply):
+            self._screen.say(line)
+        return 130 if reply.stop_reason == "interrupted" else 0
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        def on_interrupt(number: int, frame: FrameType | None) -> None:
+            self._stops += 1
+            if not self._answering or self._stops > 1:
+                raise KeyboardInterrupt
+            self._session.stop()
+
+        before = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            # Once interrupted the program is leaving; one more Ctrl-C must not break that.
+            signal.signal(signal.SIGINT, signal.SIG_IGN if self._stops else before)
+
+
+def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
+    """The object that --json prints."""
+    cache = reply.cache
+    return {
+        "text": reply.text,
+        "model": session.name,
+        "prompt_tokens": reply.prompt_tokens,
+        "generated_tokens": reply.generated_tokens,
+        "load_seconds": round(session.load_seconds, 3),
+        "prefill_seconds": round(reply.prefill_seconds, 3),
+        "decode_tokens_per_second": round(reply.decode_tokens_per_second, 2),
+        "stop_reason": reply.stop_reason,
+        "cache": {
+            "kind": cache.kind,
+            "tokens": cache.tokens,
+            "steady_tokens": cache.steady_tokens,
+            "clusters": cache.clusters,
+            "retrieved_tokens_per_step": round(cache.retrieved_tokens, 1),
+            "bytes": cache.bytes,
+            "mass_exact": round(cache.mass_exact, 6),
+            "mass_estimated": round(cache.mass_estimated, 6),
+        },
+    }
+
+
+def figures(session: Session, reply: Reply) -> list[str]:
+    """The timing line of an answer, and what the cache did."""
+    rate = reply.prefill_tokens / max(reply.prefill_seconds, 1e-9)
+    cache = reply.cache
+    lines = [
+        f"load {session.load_seconds:.2f} s | prompt {reply.prefill_tokens:,} of "
+        f"{reply.prompt_tokens:,} tokens read in {reply.prefill_seconds:.2f} s "
+        f"({rate:,.0f} tokens/s) | reply {reply.generated_tokens:,} tokens in "
+        f"{reply.generate_seconds:.2f} s ({reply.decode_tokens_per_second:.1f} tokens/s)"
+    ]
+    held = f"{cache.kind} cache: {cache.tokens:,} tokens, {cache.bytes / (1 << 20):,.1f} MiB"
+    if cache.kind == "wave":
+        held += (
+            f" | {cache.steady_tokens:,} steady, the rest in {cache.clusters:,} clusters"
+            f" | {cache.retrieved_tokens:,.0f} tokens retrieved per step and head"
+            f" | attention {100 * cache.mass_exact:.1f} % exact, "
+            f"{100 * cache.mass_estimated:.1f} % estimated"
+        )
+    return [*lines, held]
+
+
+class _Screen:
+    """stderr: remarks, and progress bars on a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(line))
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None]]:
+        """Shows Progress events as bars while the block runs; only on a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
+        hidden = self._quiet or not self._console.is_terminal
+        with ProgressBar(*columns, console=self._console, transient=True, disable=hidden) as bar:
+            tasks: dict[str, Any] = {}
+
+            def show(event: Progress) -> None:
+                if event.stage not in tasks:
+                    name = {"load": "loading", "prefill": "reading"}[event.stage]
+                    tasks[event.stage] = bar.add_task(name, unit=event.stage)
+                bar.update(tasks[event.stage], completed=event.done, total=event.total)
+                if event.done == event.total:
+                    bar.remove_task(tasks.pop(event.stage))
+
+            yield show
+
+
+class _Rate(ProgressColumn):
+    """`12,288 of 63,512 tokens, 6,980 tokens/s`, or bytes as MiB."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        scale, unit = (1 << 20, "MiB") if task.fields["unit"] == "load" else (1, "tokens")
+        done, total, speed = (x / scale for x in (task.completed, task.total, task.speed or 0.0))
+        return Text(f"{done:,.0f} of {total:,.0f} {unit}, {speed:,.0f} {unit}/s")
+
+
+def _questions(arguments: argparse.Namespace) -> Iterator[str]:
+    """-p, else a pipe as one question, else what is typed."""
+    if arguments.prompt is not None:
+        if not arguments.prompt.strip():
+            raise UsageError("--prompt is empty; give a question, or leave it out")
+        return iter([arguments.prompt])
+    if not sys.stdin.isatty():
+        if "-" in arguments.file:
+            raise UsageError("stdin is the document (-f -); give the question with -p")
+        text = sys.stdin.read()
+        if not text.strip():
+            raise UsageError("there is no question on stdin; give one with -p")
+        return iter([text.rstrip("\n")])
+    if arguments.json:
+        raise UsageError("--json needs a question: give one with -p or on stdin")
+    return _typed(once=arguments.single_turn)
+
+
+def _typed(*, once: bool) -> Iterator[str]:
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if line.strip() in ("/exit", "/bye", "/quit"):
+            return
+        if line.strip():
+            yield line
+            if once:
+                return
+
+
+def _system_text(arguments: argparse.Namespace) -> str | None:
+    if arguments.system_prompt_file is None:
+        text: str | None = arguments.system_prompt
+        return text
+    if arguments.system_prompt is not None:
+        raise UsageError("-sys and -sysf were both given; give one of them")
+    path = Path(arguments.system_prompt_file)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"{path} cannot be read as instructions: {error}") from error
+
+
+def _describe(document: Document, screen: _Screen) -> None:
+    for note in document.notes:
+        screen.say(f"{document.name}: {note}")
