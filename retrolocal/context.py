@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
 from .generate import Model, Progress, SteppedCache, prefill
+from .statistics import CacheStatistics
+
+
+class ContextCache(SteppedCache, Protocol):
+    """What a context needs of a layer cache: the decoder loop's part, and its figures."""
+
+    def statistics(self) -> CacheStatistics: ...
+    def reset_statistics(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,7 @@ class Context:
     def __init__(
         self,
         model: Model,
-        caches: Sequence[SteppedCache],
+        caches: Sequence[ContextCache],
         head_ids: Sequence[int],
         *,
         chunk_tokens: int,

@@ -67,7 +67,7 @@ def estimate(
 
 def available_bytes() -> int:
     """Bytes that can be used without swapping: free memory, or less where a control group says."""
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     limits = [_cgroup_left(*paths) for paths in _CGROUP_FILES]
     return min([free, *(limit for limit in limits if limit is not None)])
 

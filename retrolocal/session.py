@@ -275,7 +275,7 @@ class Session:
         ids = torch.tensor(list(token_ids), device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)
         step = self.config.batch_size
-        chunks = zip(ids.split(step), positions.split(step), strict=True)
+        chunks = zip(torch.split(ids, step), torch.split(positions, step), strict=True)
         decoder = self._open_decoder()
         return torch.cat([decoder(c, at, caches, c.shape[0]) for c, at in chunks])
 
