@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import jinja2
 from jinja2 import ext, meta, nodes, parser, sandbox, utils, visitor
 
-from .errors import ModelError, RetrolocalError, TokenizerError
+from .errors import ModelError, TokenizerError
+from .files import one_line, parse_object, read_limited
 
-MAX_FILE_BYTES = 16 << 20
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_LOOP_STEPS = 1_000_000
 MAX_EXTRA_CHARACTERS = 16 << 20
@@ -81,7 +81,7 @@ class ChatTemplate:
             self._variables = meta.find_undeclared_variables(tree)
             self._template = self._environment.from_string(_Bounded().visit(tree))
         except (*_FAULTS, SyntaxError) as error:
-            raise TokenizerError(f"the chat template is damaged ({_one_line(error)})") from error
+            raise TokenizerError(f"the chat template is damaged ({one_line(error)})") from error
 
     @classmethod
     def open(cls, folder: Path, tokenizer: HasSpecialTokens) -> ChatTemplate | None:
@@ -91,7 +91,7 @@ class ChatTemplate:
         """
         for name, read in _SOURCES.items():
             path = folder / name
-            data = _read_limited(path, TokenizerError)
+            data = read_limited(path, TokenizerError)
             source = None if data is None else read(path, data)
             if source is not None:
                 try:
@@ -134,7 +134,7 @@ class ChatTemplate:
             )
             return "".join(budget.written(piece) for piece in pieces)
         except _FAULTS as error:
-            raise TokenizerError(f"the chat template failed: {_one_line(error)}") from error
+            raise TokenizerError(f"the chat template failed: {one_line(error)}") from error
 
 
 def generation_defaults(folder: Path, *, stop_ids: Iterable[int] = ()) -> GenerationDefaults:
@@ -323,7 +323,7 @@ def _template_text(path: Path, data: bytes) -> str:
 
 def _template_entry(path: Path, data: bytes) -> str | None:
     """`chat_template` of a JSON file: a text, or a list of named ones with a default."""
-    entry = _parse_object(path, data, TokenizerError).get("chat_template")
+    entry = parse_object(path, data, TokenizerError).get("chat_template")
     if isinstance(entry, list):
         named = {e.get("name"): e.get("template") for e in entry if isinstance(e, dict)}
         entry = named.get("default")
@@ -347,8 +347,8 @@ class _Settings:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        data = _read_limited(path, ModelError)
-        self._values = {} if data is None else _parse_object(path, data, ModelError)
+        data = read_limited(path, ModelError)
+        self._values = {} if data is None else parse_object(path, data, ModelError)
 
     def flag(self, key: str) -> bool | None:
         value = self._values.get(key)
@@ -391,31 +391,3 @@ _SMALLEST = 1e-9
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _read_limited(path: Path, kind: type[RetrolocalError]) -> bytes | None:
-    """The bytes of a file, None where there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise kind(f"{path} cannot be read ({error.strerror})") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise kind(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; it is no such file")
-    return data
-
-
-def _parse_object(path: Path, data: bytes, kind: type[RetrolocalError]) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise kind(f"{path} is damaged ({_one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise kind(f"{path} is damaged (it must hold a JSON object)")
-    return value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -18,9 +18,9 @@ import tokenizers
 from tokenizers import AddedToken
 
 from .errors import TokenizerError
+from .files import one_line, parse_object, read_limited
 
 MAX_TOKENIZER_BYTES = 256 << 20
-MAX_CONFIG_BYTES = 16 << 20
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -58,13 +58,13 @@ class Tokenizer:
         than a tokenizer can be.
         """
         path = folder / "tokenizer.json"
-        data = _read_limited(path, MAX_TOKENIZER_BYTES)
+        data = read_limited(path, TokenizerError, MAX_TOKENIZER_BYTES)
         if data is None:
             raise TokenizerError(f"{path} does not exist; the model folder is incomplete")
         try:
             backend = tokenizers.Tokenizer.from_buffer(data)
         except ValueError as error:
-            raise TokenizerError(f"{path} is damaged ({_one_line(error)})") from error
+            raise TokenizerError(f"{path} is damaged ({one_line(error)})") from error
         try:
             return cls(backend, _special_tokens(folder))
         except TokenizerError as error:
@@ -263,7 +263,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
-        for key, value in _read_object(path).items():
+        for key, value in _settings(path).items():
             if key.removesuffix("_token") in _NAMED and key.endswith("_token"):
                 token = value.get("content") if isinstance(value, dict) else value
                 if token is None:
@@ -275,32 +275,6 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return found
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    data = _read_limited(path, MAX_CONFIG_BYTES)
-    if data is None:
-        return {}
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is damaged ({_one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} is damaged (it must hold a JSON object)")
-    return value
-
-
-def _read_limited(path: Path, limit: int) -> bytes | None:
-    """The bytes of a file, None where there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read ({error.strerror})") from error
-    if len(data) > limit:
-        raise TokenizerError(f"{path} is larger than {limit >> 20} MiB; it is no such file")
-    return data
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _settings(path: Path) -> dict[str, Any]:
+    data = read_limited(path, TokenizerError)
+    return {} if data is None else parse_object(path, data, TokenizerError)

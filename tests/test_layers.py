@@ -16,7 +16,7 @@ FOLDERS = {
     "tui": "retrolocal.tui",
 }
 LAYERS: list[set[str]] = [
-    {"retrolocal", "errors", "config", "paths", "statistics", "arguments"},
+    {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory"},
@@ -24,7 +24,17 @@ LAYERS: list[set[str]] = [
     {"tui", "cli", "__main__"},
 ]
 WITHOUT_TORCH = {
-    *("retrolocal", "errors", "config", "paths", "statistics", "arguments", "cli", "__main__"),
+    *(
+        "retrolocal",
+        "errors",
+        "config",
+        "paths",
+        "statistics",
+        "arguments",
+        "files",
+        "cli",
+        "__main__",
+    ),
     *("ingest", "hub", "tokenizer", "chat", "conversation"),
 }
 
