@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"retrolocal: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of stdout has gone; Python must not complain about it on leaving.

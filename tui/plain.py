@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,11 +98,14 @@ class _Chat:
     def _answer(self, question: str) -> int:
         self._answering, self._stops = True, 0
         try:
-            with self._screen.progress() as progress:
+            with ExitStack() as bars:
+                progress = bars.enter_context(self._screen.progress())
                 for event in self._session.ask(question, self._options):
                     if isinstance(event, Progress):
                         progress(event)
-                    elif isinstance(event, Piece):
+                        continue
+                    bars.close()
+                    if isinstance(event, Piece):
                         self._write(event.text)
                     else:
                         return self._finish(event)
@@ -205,7 +208,15 @@ class _Screen:
         """Shows Progress events as bars while the block runs; only on a terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), _Rate(), TimeRemainingColumn())
         hidden = self._quiet or not self._console.is_terminal
-        with ProgressBar(*columns, console=self._console, transient=True, disable=hidden) as bar:
+        bar = ProgressBar(
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=hidden,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with bar:
             tasks: dict[str, Any] = {}
 
             def show(event: Progress) -> None:
