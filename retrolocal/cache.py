@@ -38,6 +38,9 @@ class DenseCache:
         out, _ = causal_attention(q, keys, values, scale=q.shape[2] ** -0.5)
         return out.to(q.dtype)
 
+    def settle(self) -> None:
+        """There is nothing to prepare here."""
+
     def snapshot(self) -> int:
         return self._buffer.tokens
 
@@ -88,6 +91,9 @@ class RingCache:
         keep = max(0, k.shape[1] - (self._window - 1))
         self._held = (k[:, keep:].clone(), v[:, keep:].clone())
         return out
+
+    def settle(self) -> None:
+        """There is nothing to prepare here."""
 
     def snapshot(self) -> RingSnapshot:
         return RingSnapshot(self._tokens, self._held)

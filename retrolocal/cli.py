@@ -169,7 +169,7 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         default="auto",
         metavar="auto|FRACTION",
         help="share of the clusters attended exactly; 1 is dense attention (auto: 0.018, and at "
-        "least 16 clusters)",
+        "least 64 clusters)",
     )
     group.add_argument(
         "-c",

@@ -22,6 +22,7 @@ from .statistics import CacheStatistics
 class ContextCache(SteppedCache, Protocol):
     """What a context needs of a layer cache: the decoder loop's part, and its figures."""
 
+    def settle(self) -> None: ...
     def statistics(self) -> CacheStatistics: ...
     def reset_statistics(self) -> None: ...
 
@@ -76,6 +77,8 @@ class Context:
             return
         if self.tokens < len(self._head):
             yield from self._read(self._head[self.tokens :])
+            for cache in self.caches:
+                cache.settle()
         self._marks = [self.here()]
 
     def read(self, ids: Sequence[int], dialogue: str) -> Generator[Progress, None, Tensor]:

@@ -139,7 +139,7 @@ def stream_text(
     """Yields pieces of text and at last one `End`.
 
     Text that may be the beginning of a stop string is held back; the stop string itself and what
-    follows it is not part of the text.
+    follows it is not part of the text. Nor is the half of a character that a limit cut through.
     """
     held, count = "", 0
     reason: StopReason = "length"
@@ -162,7 +162,11 @@ def stream_text(
         if stopped():
             reason = "interrupted"
             break
-    held += decoder.finish()
+    rest = decoder.finish()
+    if reason != "eos":
+        # The bytes of half a character: the rest of it was not generated.
+        rest = rest.rstrip("\ufffd")
+    held += rest
     cut = _first_stop(held, stop_strings)
     if cut is not None:
         held, reason = held[:cut], "stop"

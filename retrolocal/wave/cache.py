@@ -69,6 +69,10 @@ class WaveCache:
         self._cut_segments(generating=generating)
         return out
 
+    def settle(self) -> None:
+        """Clusters what a generation step would cluster, so that it is part of a snapshot."""
+        self._cut_segments(generating=True)
+
     def snapshot(self) -> WaveSnapshot:
         return WaveSnapshot(self._tokens, self._clustered_end, self._index.segments)
 

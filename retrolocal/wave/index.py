@@ -1,11 +1,15 @@
 """The wave index: what a query reads to know which clusters matter, and to estimate the others.
 
 Per KV head and cluster: centroid, value sum, size, spread and where its tokens lie in the store.
-The mass of cluster i under a query q is, to second order,
+The log mass of cluster i under a query q is, with g_i its spread and t_i = scale |q| sqrt(g_i) the
+standard deviation of the logits inside it,
 
-    m_i(q) = s_i * exp(scale * q.c_i + scale^2 / 2 * |q|^2 * spread_i)
+    log m_i(q) = log s_i + scale q.c_i + t_i^2 / 2                      while t_i^2 <= 2 log s_i
+    log m_i(q) =           scale q.c_i + t_i sqrt(2 log s_i)            beyond
 
-(to first order, as RetroInfer has it, without the spread). The index never sees keys or values.
+The first line is the second-order estimate. Beyond, a sum of s_i exponentials is ruled by its
+largest term and no longer grows with the square (the random energy model, Derrida 1981). To first
+order, as RetroInfer has it, t_i is 0. The index never sees keys or values.
 """
 
 from __future__ import annotations
@@ -71,10 +75,18 @@ class WaveIndex:
         scores = q @ self._centroids[:, : self.clusters].transpose(1, 2)
         scores += (q @ means.transpose(1, 2))[:, :, self._segment[: self.clusters]]
         scores *= scale
+        scores += self._log_sizes[:, None, : self.clusters]
         if second_order:
-            norms = q.square().sum(dim=2, keepdim=True)
-            scores += 0.5 * scale**2 * norms * self._spreads[:, None, : self.clusters]
-        return scores + self._log_sizes[:, None, : self.clusters]
+            scores += self._log_spread_gain(q, scale)
+        return scores
+
+    def _log_spread_gain(self, q: Tensor, scale: float) -> Tensor:
+        """By how much unequal logits inside a cluster raise its log mass, [Hkv, G, C]."""
+        norms = q.square().sum(dim=2, keepdim=True)
+        variance = scale**2 * norms * self._spreads[:, None, : self.clusters]
+        log_sizes = self._log_sizes[:, None, : self.clusters].clamp(min=0)
+        frozen = torch.sqrt(2 * variance * log_sizes) - log_sizes
+        return torch.where(variance <= 2 * log_sizes, variance / 2, frozen)
 
     def scores(self, log_mass: Tensor, *, sized: bool) -> Tensor:
         """The ranking of a KV head's clusters: softmax over clusters, summed over its queries.

@@ -16,7 +16,7 @@ from ..config import WaveConfig
 
 PAPER_RETRIEVED, PAPER_ESTIMATED = 0.018, 0.232
 """Shares of the clusters that RetroInfer (arXiv 2505.02922) retrieves and estimates."""
-AUTO_BUDGET, AUTO_FLOOR = 0.018, 16
+AUTO_BUDGET, AUTO_FLOOR = 0.018, 64
 """`--budget auto`: this share of the clusters, and never fewer than the floor."""
 
 

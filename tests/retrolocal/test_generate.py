@@ -180,3 +180,13 @@ def test_text_is_held_back_only_while_it_may_be_a_stop_string() -> None:
 
     events = stream_text((ord(c) for c in "aab"), Plain(), stop_strings=["ac"])
     assert [e.text for e in events if isinstance(e, Piece)] == ["a", "ab"]
+
+
+@pytest.mark.parametrize(("end_ids", "text"), [(set(), "ab"), ({25}, "ab\ufffd")])
+def test_half_a_character_at_the_limit_is_not_text(end_ids: set[int], text: str) -> None:
+    class Cut(Letters):
+        def finish(self) -> str:
+            return super().finish() + "\ufffd"
+
+    tokens = [0, 1, 25] if end_ids else [0, 1]
+    assert generate_text(stream_text(iter(tokens), Cut(), end_ids=end_ids)) == text

@@ -243,7 +243,7 @@ def test_estimating_all_beats_the_paper(structured: Callable[..., Rows]) -> None
 
 def test_statistics_count_steps(structured: Callable[..., Rows]) -> None:
     rows = structured(0, 330)
-    cache = WaveCache(SMALL)
+    cache = WaveCache(replace(SMALL, budget=0.1))
     run(cache, rows, [320])
     assert cache.statistics().steps == 0
     run(cache, rows, [1] * 10, 320)

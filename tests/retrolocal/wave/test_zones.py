@@ -74,7 +74,7 @@ def test_the_paper_reads_a_quarter() -> None:
 
 def test_auto_never_takes_fewer_than_its_floor() -> None:
     config = WaveConfig()
-    assert [retrieved_clusters(n, config) for n in (5, 100, 10_000)] == [5, 16, 180]
+    assert [retrieved_clusters(n, config) for n in (5, 100, 10_000)] == [5, 64, 180]
 
 
 def test_clusters_of_a_segment() -> None:
