@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
 from .arguments import Parser, budget, normalise
-from .config import SessionConfig, WaveConfig, environment
+from .config import SamplingConfig, SessionConfig, WaveConfig, environment
 from .errors import RetrolocalError, UsageError
 
 USAGE = """usage: retrolocal COMMAND [options]
@@ -34,6 +35,9 @@ Read a document and ask about it:  retrolocal chat -f book.pdf
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character shows a question mark instead.
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _run(words)
     except RetrolocalError as error:
@@ -49,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError:
-        print("retrolocal: the machine ran out of memory; take a shorter text", file=sys.stderr)
+        print("retrolocal: the machine ran out of memory; close other programs", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"retrolocal: {error.strerror or error}: {error.filename or 'stdout'}", file=sys.stderr
+        )
         return 1
 
 
@@ -67,9 +76,11 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 0
     arguments = parser.parse_args(normalise(parser, words[1:]))
+    config = session_config(arguments)
+    check(arguments)
     from .tui.plain import chat
 
-    return chat(arguments, session_config(arguments))
+    return chat(arguments, config, sampling_given(arguments))
 
 
 def chat_parser() -> argparse.ArgumentParser:
@@ -87,6 +98,41 @@ def chat_parser() -> argparse.ArgumentParser:
     _answer_options(parser.add_argument_group("answer"))
     _output_options(parser.add_argument_group("output"))
     return parser
+
+
+SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+    "repeat_last_n": "repeat_last_n",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+}
+"""Field of SamplingConfig -> option."""
+
+
+def sampling_given(arguments: argparse.Namespace) -> dict[str, float]:
+    """The sampling settings on the command line; those not given are the model's to choose."""
+    given = ((field, getattr(arguments, option)) for field, option in SAMPLING.items())
+    return {field: value for field, value in given if value is not None}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses what can be refused before anything is imported or read."""
+    SamplingConfig(**sampling_given(arguments))  # type: ignore[arg-type]
+    if sys.stdout is None:
+        raise UsageError("stdout is closed; there is nowhere to put the answer")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UsageError("--prompt is empty; give a question, or leave it out")
+    if arguments.model == "":
+        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    if arguments.file.count("-") > 1:
+        raise UsageError("-f - was given twice; stdin is one document")
+    if arguments.system_prompt is not None and arguments.system_prompt_file is not None:
+        raise UsageError("-sys and -sysf were both given; give one of them")
 
 
 def session_config(arguments: argparse.Namespace) -> SessionConfig:

@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -16,6 +17,10 @@ CacheKind = Literal["auto", "dense", "wave"]
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Scheme = Literal["wave", "paper"]
+
+
+MAX_THREADS = 512
+"""More threads than this only make a machine stand still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ class SamplingConfig:
     temperature: float = 0.8
     """0 is greedy."""
     top_k: int = 40
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k likeliest tokens; 0 or less keeps all."""
     top_p: float = 0.95
     """Keep the likeliest tokens until their mass reaches p; 1 keeps all."""
     min_p: float = 0.05
@@ -76,10 +81,16 @@ class SamplingConfig:
     """-1 draws a new seed each time."""
 
     def __post_init__(self) -> None:
+        for flag, number in (
+            ("--temp", self.temperature),
+            ("--repeat-penalty", self.repeat_penalty),
+            ("--presence-penalty", self.presence_penalty),
+            ("--frequency-penalty", self.frequency_penalty),
+        ):
+            if not math.isfinite(number):
+                raise UsageError(f"{flag} is {number}; give a finite number")
         if self.temperature < 0:
             raise UsageError(f"--temp is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k < 0:
-            raise UsageError(f"--top-k is {self.top_k}; it must be 0 (all) or more")
         for flag, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
             if not 0.0 <= value <= 1.0:
                 raise UsageError(f"{flag} is {value}; it must lie between 0 and 1")
@@ -117,8 +128,8 @@ class SessionConfig:
             raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size is {self.batch_size}; it must be at least 1")
-        if self.threads < 0:
-            raise UsageError(f"--threads is {self.threads}; give 0 (automatic) or more")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"--threads is {self.threads}; give 0 (automatic) to {MAX_THREADS}")
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

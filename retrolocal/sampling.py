@@ -119,7 +119,7 @@ def _penalized(scores: Floats, counts: Counter[int], config: SamplingConfig) -> 
 
 def _top_k(scores: Floats, k: int) -> Ids:
     """Ids of the k largest scores, largest first, of equals the lowest id; else all as they are."""
-    if k == 0 or k >= len(scores):
+    if k <= 0 or k >= len(scores):
         return np.arange(len(scores))
     least = torch.topk(torch.from_numpy(scores), k).values[-1].item()
     ids = np.flatnonzero(scores >= least)

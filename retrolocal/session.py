@@ -116,6 +116,12 @@ class AskOptions:
     ignore_eos: bool = False
     """Never draw the end-of-sequence token."""
 
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UsageError("--stop is empty; give the text to stop before")
+        if self.max_new_tokens is not None and self.max_new_tokens < -1:
+            raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
+
 
 class Session:
     """Made by `Session.open` or `retrolocal.load`."""
@@ -132,6 +138,11 @@ class Session:
         self.name = name
         self.config = config
         self.model_config = read_config(folder)
+        if config.ctx_size > self.model_config.max_positions:
+            raise ContextError(
+                f"--ctx-size is {config.ctx_size:,} and {name} has positions for "
+                f"{self.model_config.max_positions:,}: give at most that many"
+            )
         self.tokenizer = Tokenizer.open(folder)
         self.device = _device(config)
         stored = checkpoint_dtype(folder, self.model_config)
@@ -415,11 +426,15 @@ class Session:
         return room if max_new_tokens is None or max_new_tokens < 0 else min(max_new_tokens, room)
 
     def _require_positions(self, tokens: int) -> None:
-        if tokens > self.max_tokens:
-            raise ContextError(
-                f"the prompt has {tokens:,} tokens and {self.name} has positions for "
-                f"{self.max_tokens:,}: give a shorter text or a model with a longer context"
-            )
+        if tokens <= self.max_tokens:
+            return
+        what = f"the prompt, documents included, needs {tokens:,} tokens"
+        if self.max_tokens < self.model_config.max_positions:
+            raise ContextError(f"{what} and --ctx-size is {self.max_tokens:,}: raise it")
+        raise ContextError(
+            f"{what} and {self.name} has positions for {self.max_tokens:,}: "
+            "give a shorter text or a model with a longer context"
+        )
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""

@@ -37,7 +37,7 @@ from ..ingest.extract import read_document
 from ..session import AskOptions, Reply, Session
 
 
-def chat(arguments: argparse.Namespace, config: SessionConfig) -> int:
+def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
     """Runs `retrolocal chat`; returns the exit code."""
     screen = _Screen(quiet=arguments.quiet)
     questions = _questions(arguments)
@@ -59,27 +59,23 @@ def chat(arguments: argparse.Namespace, config: SessionConfig) -> int:
         session = Session.open(model, config, documents=documents, progress=progress)
     with session:
         session.set_system(system)
-        return _Chat(session, arguments, screen).run(questions)
+        return _Chat(session, arguments, sampling, screen).run(questions)
 
 
 class _Chat:
-    def __init__(self, session: Session, arguments: argparse.Namespace, screen: _Screen) -> None:
+    def __init__(
+        self,
+        session: Session,
+        arguments: argparse.Namespace,
+        sampling: dict[str, float],
+        screen: _Screen,
+    ) -> None:
         self._session = session
         self._json: bool = arguments.json
         self._screen = screen
         self._options = AskOptions(
             max_new_tokens=arguments.predict,
-            sampling=session.sampling(
-                temperature=arguments.temp,
-                top_k=arguments.top_k,
-                top_p=arguments.top_p,
-                min_p=arguments.min_p,
-                repeat_penalty=arguments.repeat_penalty,
-                repeat_last_n=arguments.repeat_last_n,
-                presence_penalty=arguments.presence_penalty,
-                frequency_penalty=arguments.frequency_penalty,
-                seed=arguments.seed,
-            ),
+            sampling=session.sampling(**sampling),
             stop=tuple(arguments.reverse_prompt),
             ignore_eos=arguments.ignore_eos,
         )
@@ -244,9 +240,9 @@ class _Rate(ProgressColumn):
 def _questions(arguments: argparse.Namespace) -> Iterator[str]:
     """-p, else a pipe as one question, else what is typed."""
     if arguments.prompt is not None:
-        if not arguments.prompt.strip():
-            raise UsageError("--prompt is empty; give a question, or leave it out")
         return iter([arguments.prompt])
+    if sys.stdin is None:
+        raise UsageError("stdin is closed; give a question with -p")
     if not sys.stdin.isatty():
         if "-" in arguments.file:
             raise UsageError("stdin is the document (-f -); give the question with -p")
@@ -278,13 +274,13 @@ def _system_text(arguments: argparse.Namespace) -> str | None:
     if arguments.system_prompt_file is None:
         text: str | None = arguments.system_prompt
         return text
-    if arguments.system_prompt is not None:
-        raise UsageError("-sys and -sysf were both given; give one of them")
     path = Path(arguments.system_prompt_file)
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DocumentError(f"{path} cannot be read as instructions: {error}") from error
+    except OSError as error:
+        raise DocumentError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
 def _describe(document: Document, screen: _Screen) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from retrolocal.ingest.extract import read_document
-from retrolocal.models.train_builtin import BOS, training_text
+from retrolocal.models.builtin_lessons import BOS, training_text
 from retrolocal.paths import builtin_model
 from retrolocal.session import AskOptions, Reply, Session, load
 

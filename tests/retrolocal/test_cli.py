@@ -104,6 +104,13 @@ def test_document_on_stdin(tiny_model: Path, book: Path) -> None:
         (["-p", "q", "-ngl", "99"], 2, "no option -ngl"),
         (["-p", "q", "--temp", "-1"], 2, "--temp is -1.0"),
         (["-p", "q", "--top-p", "7"], 2, "--top-p is 7.0"),
+        (["-p", "q", "--temp", "nan"], 2, "--temp is nan"),
+        (["-p", "q", "-n", "-5"], 2, "--predict is -5"),
+        (["-p", "q", "-r", ""], 2, "--stop is empty"),
+        (["-p", "q", "-t", "100000"], 2, "--threads is 100000"),
+        (["-p", "q", "-c", "100000"], 1, "4,096"),
+        (["-p", "q", "-m", ""], 2, "--model is empty"),
+        (["-f", "-", "-f", "-", "-p", "q"], 2, "given twice"),
         (["-f", "-", "-p", "q"], 1, "stdin"),
         ([], 2, "no question on stdin"),
     ],
@@ -184,3 +191,23 @@ def test_interrupting_an_answer(tiny_model: Path, times: int) -> None:
     assert code == 130
     assert len(out) < 4000
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("closing", "code"), [("<&-", 2), (">&-", 2), (">/dev/full", 1)])
+def test_closed_and_full_streams(tiny_model: Path, closing: str, code: int) -> None:
+    question = "" if closing == "<&-" else "-p q"
+    command = f"{sys.executable} -m retrolocal chat -m {tiny_model} {question} -n 5 -q {closing}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("retrolocal: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:
+    words = ["chat", "-m", str(tiny_model), "-p", "\u00e9\u4e2d", "-n", "5", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "retrolocal", *words],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr

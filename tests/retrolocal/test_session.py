@@ -203,7 +203,7 @@ def test_a_document_too_long_is_refused_with_both_numbers(
     path.write_text("x" * 5000)
     with pytest.raises(ContextError, match=r"5,\d\d\d tokens .* 4,096"):
         session.generate("q", [path])
-    with pytest.raises(ContextError, match=r"prompt has .* 100"):
+    with pytest.raises(ContextError, match=r"needs .* --ctx-size is 100"):
         load(str(tiny_model), ctx_size=100).generate("z" * 200)
 
 
