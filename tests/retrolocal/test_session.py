@@ -258,3 +258,17 @@ def test_settings_are_checked(tiny_model: Path) -> None:
         load("/nowhere/at/all")
     assert load(str(tiny_model), dtype=torch.bfloat16).dtype == torch.bfloat16
     assert retrolocal.load is load
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trained_model_writes_what_transformers_writes(material: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = material / "checkpoints" / "tinystories-656K"
+    session = load(str(folder))
+    ids = session.tokenizer.encode("Once upon a time")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    answer = model.generate(torch.tensor([ids]), max_new_tokens=150, do_sample=False)[0]
+    expected = session.tokenizer.decode(answer[len(ids) :].tolist(), continuing=True)
+    assert session.generate("Once upon a time", max_new_tokens=150, temperature=0) == expected
+    assert "girl named Lily" in expected
