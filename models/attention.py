@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import NumericsError
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope import apply_rope
 from .config import ModelConfig
@@ -39,8 +40,10 @@ class LayerCache(Protocol):
 class Attention(nn.Module):
     """Query, key, value and output projections of one layer."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
+        self.index = index
+        """Number of the layer, for messages."""
         self.heads = config.heads
         self.kv_heads = config.kv_heads
         self.head_dim = config.head_dim
@@ -76,10 +79,27 @@ class Attention(nn.Module):
             cos, sin = rotation
             q = apply_rope(q, cos[first:], sin[first:])
             k = apply_rope(k, cos, sin)
+        require_finite(k, v, positions, self.index)
         answer = cache.attend(q, k, v, positions)
         joined = answer.transpose(0, 1).reshape(asking, self.heads * self.head_dim)
         out: Tensor = self.output(joined)
         return out
+
+
+def require_finite(k: Tensor, v: Tensor, positions: Tensor, layer: int) -> None:
+    """Raises NumericsError that names the first key or value that is not a finite number.
+
+    One sum each: it is finite when all its terms are.
+    """
+    for name, rows in (("key", k), ("value", v)):
+        if torch.isfinite(rows.sum(dtype=torch.float32)):
+            continue
+        for head, place, _ in (~torch.isfinite(rows)).nonzero()[:1].tolist():
+            raise NumericsError(
+                f"layer {layer}, KV head {head}, position {int(positions[place])}: the {name} is "
+                "not finite; the weights are damaged or their dtype is too narrow (try --dtype "
+                "float32)"
+            )
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -27,7 +27,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in config.layers)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, index) for index, layer in enumerate(config.layers)
+        )
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.head: nn.Linear | None = None
         if not config.tie_embeddings:
@@ -73,12 +75,12 @@ class Decoder(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the gated MLP, each on a normalised input and added to the residual."""
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
         self.turns = layer.rope
         self.eps = config.rms_norm_eps
         self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.attention = Attention(config)
+        self.attention = Attention(config, index)
         self.mlp_norm = nn.Parameter(torch.ones(config.hidden_size))
         self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 

@@ -24,6 +24,25 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+def command_parser(prog: str, usage: str, description: str) -> Parser:
+    """A parser whose help has the width and the manner of all commands."""
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=96),
+        allow_abbrev=False,
+    )
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace | None:
+    """The arguments, or None when help was asked for and has been shown; raises UsageError."""
+    if any(word in ("-h", "--help") for word in words):
+        parser.print_help()
+        return None
+    return parser.parse_args(normalise(parser, words))
+
+
 def normalise(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
     """The words with each option and its value joined as `--option=value`.
 
@@ -70,3 +89,16 @@ def budget(text: str) -> float | None:
 
 
 budget.__name__ = "budget (auto or a fraction)"
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`512,4096` as whole numbers."""
+    return tuple(int(word) for word in text.split(","))
+
+
+numbers.__name__ = "list (N or N,N,...)"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`dense,wave` as words."""
+    return tuple(text.split(","))

@@ -15,14 +15,25 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .arguments import Parser, budget, normalise
-from .config import SamplingConfig, SessionConfig, WaveConfig, environment
+from .arguments import command_parser, parsed
+from .config import SamplingConfig, SessionConfig, limit_spinning
 from .errors import RetrolocalError, UsageError
+from .shared_options import (
+    batch_option,
+    device_options,
+    model_options,
+    prefill_option,
+    threads_option,
+    wave_config,
+    wave_options,
+)
 
 USAGE = """usage: retrolocal COMMAND [options]
 
 commands:
   chat       ask a model about a document, or talk to it
+  bench      how fast: attention, decode, prefill
+  eval       how faithful: attention
 
 options:
   -h, --help  show this help, or that of a command
@@ -35,6 +46,7 @@ Read a document and ask about it:  retrolocal chat -f book.pdf
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character shows a question mark instead.
         sys.stdout.reconfigure(errors="replace")
@@ -69,13 +81,24 @@ def _run(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"retrolocal {__version__}")
         return 0
-    if words[0] != "chat":
-        raise UsageError(f"there is no command {words[0]!r}; see retrolocal --help")
-    parser = chat_parser()
-    if any(word in ("-h", "--help") for word in words[1:]):
-        parser.print_help()
+    command, rest = words[0], words[1:]
+    if command == "chat":
+        return _chat(rest)
+    if command == "bench":
+        from .bench.command import bench
+
+        return bench(rest)
+    if command == "eval":
+        from .evaluate.command import evaluate
+
+        return evaluate(rest)
+    raise UsageError(f"there is no command {command!r}; see retrolocal --help")
+
+
+def _chat(words: list[str]) -> int:
+    arguments = parsed(chat_parser(), words)
+    if arguments is None:
         return 0
-    arguments = parser.parse_args(normalise(parser, words[1:]))
     config = session_config(arguments)
     check(arguments)
     from .tui.plain import chat
@@ -85,13 +108,11 @@ def _run(words: list[str]) -> int:
 
 def chat_parser() -> argparse.ArgumentParser:
     """The options of `retrolocal chat`; names and defaults are llama.cpp's where it has them."""
-    parser = Parser(
-        prog="retrolocal chat",
-        usage="retrolocal chat [-m MODEL] [-f FILE]... [-p PROMPT] [options]",
-        description="Ask a model about documents, or just talk to it. Without -p on a terminal "
-        "it asks for questions until Ctrl-D; a question may also be piped in.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=96),
-        allow_abbrev=False,
+    parser = command_parser(
+        "retrolocal chat",
+        "retrolocal chat [-m MODEL] [-f FILE]... [-p PROMPT] [options]",
+        "Ask a model about documents, or just talk to it. Without -p on a terminal it asks for "
+        "questions until Ctrl-D; a question may also be piped in.",
     )
     _model_options(parser.add_argument_group("model and text"))
     _cache_options(parser.add_argument_group("cache"))
@@ -140,7 +161,8 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         device=arguments.device,
         dtype=arguments.dtype,
         cache=arguments.cache,
-        wave=WaveConfig(scheme=arguments.scheme, budget=arguments.budget),
+        wave=wave_config(arguments),
+        prefill=arguments.prefill,
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
@@ -150,18 +172,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
 
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-m",
-        "--model",
-        "-hf",
-        "--hf-repo",
-        metavar="MODEL",
-        default=environment("MODEL"),
-        help="a folder, a Hub id (org/name[@revision]), or builtin: a tiny model that comes with "
-        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else builtin)",
-    )
-    group.add_argument("--revision", help="branch, tag or commit of a Hub model")
-    group.add_argument("--offline", action="store_true", help="never use the network")
+    model_options(group)
     group.add_argument(
         "-f",
         "--file",
@@ -177,23 +188,8 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-sysf", "--system-prompt-file", metavar="FILE", help="read the instructions from a file"
     )
-    group.add_argument(
-        "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"
-    )
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="auto|float32|bfloat16|float16",
-        help="of weights and cache (default: the checkpoint's)",
-    )
-    group.add_argument(
-        "-t",
-        "--threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="CPU threads (default: all cores)",
-    )
+    device_options(group)
+    threads_option(group)
 
 
 def _cache_options(group: argparse._ArgumentGroup) -> None:
@@ -201,22 +197,11 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         "--cache",
         default="auto",
         metavar="auto|dense|wave",
-        help="auto: wave when there is a document (default)",
+        help="dense attends to everything, wave goes through the index; auto: wave from the length "
+        "on where that is faster, measured once on this machine (default: auto)",
     )
-    group.add_argument(
-        "--scheme",
-        default="wave",
-        metavar="wave|paper",
-        help="paper: selection and estimation as published in RetroInfer (default: wave)",
-    )
-    group.add_argument(
-        "--budget",
-        type=budget,
-        default="auto",
-        metavar="auto|FRACTION",
-        help="share of the clusters attended exactly; 1 is dense attention (auto: 0.018, and at "
-        "least 64 clusters)",
-    )
+    wave_options(group)
+    prefill_option(group)
     group.add_argument(
         "-c",
         "--ctx-size",
@@ -225,14 +210,7 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="tokens of context (default: 0, as many as the model has positions for)",
     )
-    group.add_argument(
-        "-b",
-        "--batch-size",
-        type=int,
-        default=8192,
-        metavar="N",
-        help="tokens of the prompt read at once (default: %(default)s)",
-    )
+    batch_option(group)
 
 
 def _answer_options(group: argparse._ArgumentGroup) -> None:

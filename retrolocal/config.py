@@ -17,6 +17,8 @@ CacheKind = Literal["auto", "dense", "wave"]
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Scheme = Literal["wave", "paper"]
+IndexType = Literal["int8", "bf16", "f32"]
+PrefillKind = Literal["auto", "dense", "wave"]
 
 
 MAX_THREADS = 512
@@ -30,11 +32,35 @@ class WaveConfig:
     scheme: Scheme = "wave"
     """`wave`: second order, all clusters covered; `paper`: RetroInfer as published."""
     budget: float | None = None
-    """Fraction of the clusters retrieved exactly, (0, 1]; None chooses 1.8 % with a floor."""
+    """Share of the clustered tokens retrieved exactly, (0, 1]; None adapts it to the mass."""
+    index_type: IndexType = "int8"
+    """How centroids and value sums are kept."""
     segment_tokens: int = 8192
     """Tokens clustered together."""
     cluster_tokens: int = 16
-    """Tokens per initial centroid."""
+    """Tokens per cluster, outliers counted in."""
+    group_clusters: int = 8
+    """Clusters per group of the coarse level."""
+    descend: float = 0.2
+    """Share of the groups whose clusters a query looks at (`least_groups` if that is more)."""
+    least_groups: int = 64
+    epsilon: float = 0.002
+    """`budget` None: retrieve until less than this share of the mass is left to estimation ..."""
+    floor: int = 64
+    """... but at least so many clusters ..."""
+    cap: float = 0.02
+    """... and at most this share of the clustered tokens (`least` if that is more) ..."""
+    sharp_cap: float = 0.05
+    """... or this one where attention is sharp: all groups are then looked into."""
+    least: int = 1024
+    """Tokens that may be retrieved however short the text is."""
+    sure: float = 0.01
+    """Attention is sharp when the groups that would not be looked into claim less than this share
+    of the mass. They are not believed: a mean hides a lone token."""
+    prefill_descend: float = 0.12
+    """Wave prefill: share of the groups that a block of queries looks into ..."""
+    prefill_cap: float = 0.02
+    """... and share of the clustered tokens that it attends exactly."""
     iterations: int = 8
     """Rounds of spherical k-means."""
     outlier_fraction: float = 0.01
@@ -50,11 +76,29 @@ class WaveConfig:
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise UsageError(f"--budget is {self.budget}; give auto or a fraction above 0, up to 1")
         _one_of("--scheme", self.scheme, get_args(Scheme))
-        for name in ("segment_tokens", "cluster_tokens", "window_tokens", "growth_tokens"):
+        for name in (
+            "segment_tokens",
+            "cluster_tokens",
+            "group_clusters",
+            "window_tokens",
+            "growth_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.sink_tokens < 0 or self.iterations < 0:
             raise UsageError("sink_tokens and iterations must not be negative")
+        _one_of("--index-type", self.index_type, get_args(IndexType))
+        for name in ("descend", "cap", "sharp_cap", "prefill_descend", "prefill_cap"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise UsageError(f"{name} is {getattr(self, name)}; give above 0, up to 1")
+        if not (
+            0.0 <= self.epsilon < 1.0
+            and 0.0 <= self.sure < 1.0
+            and min(self.floor, self.least) >= 0
+        ):
+            raise UsageError(
+                "epsilon and sure must be 0 up to below 1, floor and least not negative"
+            )
         if not 0.0 <= self.outlier_fraction < 1.0:
             raise UsageError(f"outlier_fraction is {self.outlier_fraction}; give 0 up to below 1")
 
@@ -109,7 +153,10 @@ class SessionConfig:
     dtype: DtypeName = "auto"
     """`auto` is the checkpoint's own (float32 where a CPU would compute in float16)."""
     cache: CacheKind = "auto"
-    """`auto` is a wave cache for documents, a dense one without."""
+    """`auto` is a wave cache that stays dense up to the length where that is faster."""
+    prefill: PrefillKind = "auto"
+    """How a prompt is read through a wave cache: `wave` goes through the index, `auto` does so
+    from the length on where that is faster."""
     wave: WaveConfig = field(default_factory=WaveConfig)
     ctx_size: int = 0
     """Tokens a context may have; 0 is what the model has positions for."""
@@ -124,6 +171,7 @@ class SessionConfig:
         _one_of("--device", self.device, get_args(Device))
         _one_of("--dtype", self.dtype, get_args(DtypeName))
         _one_of("--cache", self.cache, get_args(CacheKind))
+        _one_of("--prefill", self.prefill, get_args(PrefillKind))
         if self.ctx_size < 0:
             raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
         if self.batch_size < 1:
@@ -135,6 +183,16 @@ class SessionConfig:
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{flag} is {value!r}; give one of {', '.join(known)}")
+
+
+def limit_spinning() -> None:
+    """Before PyTorch is imported: its idle threads then sleep instead of spinning.
+
+    Attention's compiled kernels run between PyTorch's operations on threads of their own; cores
+    that spin for the next operation are not there for them (measured in PERFORMANCE.md). What the
+    user has set wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def environment(name: str) -> str | None:

@@ -6,6 +6,8 @@
     │   ├── ConfigError      config.json: a key is missing, mistyped or unsupported
     │   └── WeightsError     safetensors: damaged, incomplete or not of this model
     ├── TokenizerError       tokenizer.json or the chat template
+    ├── NumericsError        keys or values that are not finite
+    ├── DataError            a file of recorded tensors that does not fit
     ├── DocumentError        a file that cannot be read as text
     ├── ContextError         more tokens than the model has positions for
     ├── MemoryLimitError     more bytes than the machine has free
@@ -40,6 +42,14 @@ class WeightsError(ModelError):
 
 
 class TokenizerError(RetrolocalError):
+    pass
+
+
+class NumericsError(RetrolocalError):
+    pass
+
+
+class DataError(RetrolocalError):
     pass
 
 

@@ -16,6 +16,8 @@ from .errors import MemoryLimitError
 from .models.config import ModelConfig
 
 GIB = 1 << 30
+INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
+"""Of an element of the wave index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +51,10 @@ def estimate(
         held = tokens if layer.window is None else min(tokens, layer.window)
         rows += held * config.kv_heads
         if layer.window is None and wave is not None:
-            clusters = 1 / wave.cluster_tokens + wave.outlier_fraction
-            index += held * config.kv_heads * (clusters * (8 * config.head_dim + 32) + 4)
+            clusters = (1 + 1 / wave.group_clusters) / wave.cluster_tokens
+            row = 2 * config.head_dim * INDEX_BYTES[wave.index_type] + 16
+            # And the place of every token in its segment, to go back.
+            index += held * config.kv_heads * (clusters * row + 4)
     per_token = (
         4 * config.hidden_size
         + 3 * config.intermediate_size

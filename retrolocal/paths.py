@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def builtin_model() -> Path:
     """The folder of the model that comes with the program (it need not exist in a source tree)."""
@@ -15,3 +17,8 @@ def builtin_model() -> Path:
     assert spec is not None
     assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations))) / "builtin"
+
+
+def cache_dir() -> Path:
+    """What can be made again: compiled kernels, measurements. `$XDG_CACHE_HOME/retrolocal`."""
+    return user_cache_path("retrolocal", appauthor=False)

@@ -17,12 +17,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from .cache import DenseCache, RingCache
+from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import (
     CacheKind,
     Device,
     DtypeName,
+    PrefillKind,
     SamplingConfig,
     Scheme,
     SessionConfig,
@@ -42,7 +43,6 @@ from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
 from .sampling import make_sampler
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
-from .wave.cache import WaveCache
 
 
 def load(
@@ -53,6 +53,7 @@ def load(
     cache: str = "auto",
     scheme: str = "wave",
     budget: float | Literal["auto"] = "auto",
+    prefill: str = "auto",
     ctx_size: int = 0,
     batch_size: int = 8192,
     threads: int = 0,
@@ -69,6 +70,7 @@ def load(
         dtype=cast(DtypeName, str(dtype).removeprefix("torch.")),
         cache=cast(CacheKind, cache),
         wave=WaveConfig(scheme=cast(Scheme, scheme), budget=None if budget == "auto" else budget),
+        prefill=cast(PrefillKind, prefill),
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
@@ -144,9 +146,9 @@ class Session:
                 f"{self.model_config.max_positions:,}: give at most that many"
             )
         self.tokenizer = Tokenizer.open(folder)
-        self.device = _device(config)
+        self.device = choose_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
-        self.dtype = _dtype(config, stored, self.device)
+        self.dtype = choose_dtype(config, stored, self.device)
         self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
         eos = _known(self.tokenizer, self.tokenizer.eos_token)
         self._defaults = generation_defaults(folder, stop_ids=eos)
@@ -282,7 +284,7 @@ class Session:
         if len(token_ids) == 0:
             raise UsageError("no token ids were given; give at least one")
         self._require_positions(len(token_ids))
-        caches = self._caches(wave=self.config.cache == "wave")
+        caches = self._caches()
         ids = torch.tensor(list(token_ids), device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)
         step = self.config.batch_size
@@ -311,21 +313,13 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _uses_wave(self, documents: Sequence[Document]) -> bool:
-        return self.config.cache == "wave" or (self.config.cache == "auto" and bool(documents))
-
-    def _caches(self, *, wave: bool) -> list[DenseCache | RingCache | WaveCache]:
-        def cache(window: int | None) -> DenseCache | RingCache | WaveCache:
-            if window is not None:
-                return RingCache(window)
-            return WaveCache(self.config.wave) if wave else DenseCache()
-
-        return [cache(layer.window) for layer in self.model_config.layers]
+    def _caches(self) -> list[AnyCache]:
+        return layer_caches(self.model_config, self.config, self.dtype, self.device)
 
     def _new_context(self, conversation: Conversation) -> Context:
         return Context(
             self._open_decoder(),
-            self._caches(wave=self._uses_wave(conversation.documents)),
+            self._caches(),
             self._head_ids(conversation.documents),
             chunk_tokens=self.config.batch_size,
             device=self.device,
@@ -447,13 +441,14 @@ class Session:
             element_bytes=self.dtype.itemsize,
             tokens=tokens,
             chunk_tokens=self.config.batch_size,
-            wave=self.config.wave if self._uses_wave(documents) else None,
+            wave=None if self.config.cache == "dense" else self.config.wave,
         )
         if self.device.type == "cpu":
             require(needed, model=self.name, tokens=tokens)
 
 
-def _device(config: SessionConfig) -> torch.device:
+def choose_device(config: SessionConfig) -> torch.device:
+    """Raises UsageError when a GPU is asked for and there is none."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device is cuda and no usable NVIDIA GPU was found; give cpu or auto")
     if config.device == "auto":
@@ -461,7 +456,8 @@ def _device(config: SessionConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
+def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of weights and caches of a checkpoint in dtype `stored`."""
     if config.dtype != "auto":
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype

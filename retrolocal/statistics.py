@@ -20,10 +20,14 @@ class CacheStatistics:
     """Clusters, summed over KV heads (and layers)."""
     bytes: int
     """Bytes of K and V held, in all tiers."""
+    index_bytes: int = 0
+    """Bytes of the wave index."""
     steps: int = 0
     """Decode steps since the last reset."""
     retrieved_tokens: float = 0.0
     """Mean number of clustered tokens attended exactly per step and KV head (and layer)."""
+    bytes_per_step: float = 0.0
+    """Mean bytes of index and clustered K and V read per step (summed over layers)."""
     mass_exact: float = 1.0
     """Mean share of the attention mass that was attended exactly."""
     mass_estimated: float = 0.0
@@ -43,8 +47,10 @@ def combine(layers: Iterable[CacheStatistics]) -> CacheStatistics:
         steady_tokens=round(sum(layer.steady_tokens for layer in whole) / count),
         clusters=sum(layer.clusters for layer in whole),
         bytes=sum(layer.bytes for layer in everything),
+        index_bytes=sum(layer.index_bytes for layer in whole),
         steps=max(layer.steps for layer in whole),
         retrieved_tokens=sum(layer.retrieved_tokens for layer in whole) / count,
+        bytes_per_step=sum(layer.bytes_per_step for layer in whole),
         mass_exact=sum(layer.mass_exact for layer in whole) / count,
         mass_estimated=sum(layer.mass_estimated for layer in whole) / count,
     )

@@ -36,6 +36,17 @@ class TokenBuffer:
         assert 0 <= tokens <= self.tokens
         self.tokens = tokens
 
+    def drop(self, start: int, count: int) -> None:
+        """Forgets `count` tokens from `start` on; those after them move up."""
+        assert self._data is not None
+        assert 0 <= start <= start + count <= self.tokens
+        rest = self._data[:, :, start + count : self.tokens].clone()
+        self.tokens -= count
+        if 4 * self.tokens < self._data.shape[2]:
+            # Give the room of a long document's last piece back.
+            self._data = self._data[:, :, : max(2 * self.tokens, 64)].clone()
+        self._data[:, :, start : self.tokens] = rest
+
     def replace(self, k: Tensor, v: Tensor) -> None:
         """Holds exactly k, v [Hkv, T, D] from now on."""
         self.tokens = 0

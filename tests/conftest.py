@@ -14,10 +14,17 @@ from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     home = tmp_path_factory.mktemp("home")
-    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME"):
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME"):
         monkeypatch.setenv(name, str(home))
+    # Shared by all tests and runs: compiling kernels takes longer than most tests.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(request.config.cache.mkdir("compiled")))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in list(os.environ):
         if name.startswith("RETROLOCAL_") and name != "RETROLOCAL_TEST_MATERIAL":

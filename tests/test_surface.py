@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import retrolocal
+from retrolocal.bench.command import BENCHES
 from retrolocal.cli import chat_parser, main
+from retrolocal.evaluate.command import EVALUATIONS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -73,7 +75,18 @@ def test_public_names_are_sorted_and_there() -> None:
         _ = retrolocal.nothing
 
 
-@pytest.mark.parametrize("words", [["--help"], ["chat", "--help"], ["--version"]], ids=" ".join)
+HELP = [
+    ["--help"],
+    ["--version"],
+    ["chat", "--help"],
+    ["bench", "--help"],
+    ["eval", "--help"],
+    *(["bench", name, "--help"] for name in BENCHES),
+    *(["eval", name, "--help"] for name in EVALUATIONS),
+]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys; from retrolocal.cli import main; code = main(sys.argv[1:]); "
@@ -93,7 +106,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [([], 2), (["help"], 0), (["bake"], 2), (["chat", "--fast"], 2)], ids=str
+    ("words", "code"),
+    [
+        ([], 2),
+        (["help"], 0),
+        (["bake"], 2),
+        (["chat", "--fast"], 2),
+        (["bench"], 2),
+        (["bench", "help"], 0),
+        (["bench", "cake"], 2),
+        (["bench", "decode", "--fast"], 2),
+        (["eval"], 2),
+        (["eval", "attention", "--fast"], 2),
+    ],
+    ids=str,
 )
 def test_exit_codes_of_usage(
     words: list[str], code: int, capsys: pytest.CaptureFixture[str]
@@ -103,8 +129,16 @@ def test_exit_codes_of_usage(
     assert (captured.err.count("\n") == 1) == (code == 2 and bool(words))
 
 
-def test_every_option_has_a_help_text() -> None:
-    for action in chat_parser()._actions:
+PARSERS = {
+    "chat": chat_parser,
+    **{f"bench {name}": one.parser for name, one in BENCHES.items()},
+    **{f"eval {name}": one.parser for name, one in EVALUATIONS.items()},
+}
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_every_option_has_a_help_text(command: str) -> None:
+    for action in PARSERS[command]()._actions:
         assert action.help, action.option_strings
 
 

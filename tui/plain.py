@@ -163,6 +163,8 @@ def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
             "bytes": cache.bytes,
             "mass_exact": round(cache.mass_exact, 6),
             "mass_estimated": round(cache.mass_estimated, 6),
+            "index_bytes": cache.index_bytes,
+            "bytes_per_step": round(cache.bytes_per_step),
         },
     }
 

@@ -1,12 +1,14 @@
 """`WaveCache`: the layer cache made of a steady zone, a wave index and a store.
 
-Several new tokens at once (prefill) are answered exactly over everything held; a single one
-(a decode step) is answered by tripartite attention. Segments are cut and clustered after the
-answer. This is the only module that sees index and store together.
+Several new tokens at once (prefill) are answered exactly over everything held, or from a given
+length on through the index; a single one (a decode step) by tripartite attention. Segments are
+cut and clustered after the answer; while generating, in the background. This is the only module
+that sees index and store together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,37 +17,79 @@ from torch import Tensor
 from ..config import WaveConfig
 from ..kernels.attention import causal_attention, full_attention
 from ..kernels.merge import merge
+from ..kernels.segment import Segment
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
-from .attention import StepRecord, tripartite_attention
+from .background import Job, Plan
 from .clustering import cluster_segment
 from .index import WaveIndex
+from .prefill import prefill_attention
 from .store import BlockStore, RamStore
-from .zones import next_segment
+from .zones import next_growth, next_segment, pending
+
+
+def never() -> int:
+    """A length that no context has."""
+    return 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Tokens from which on a context is worth clustering; asked only when it matters.
+
+    Below `cluster` the cache is a dense one: no segment is cut. From `prefill` on several tokens
+    at once go through the index too.
+    """
+
+    cluster: Callable[[], int] = lambda: 0
+    prefill: Callable[[], int] = never
+    may_stay_dense: bool = False
+    """Whether `cluster` is above 0: what has no segment yet is then called a dense cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaveSnapshot:
-    """A point to come back to; segments never change, so three numbers are enough."""
+    """A point to come back to; segments never change, so a few numbers are enough."""
 
     tokens: int
     clustered_end: int
     segments: int
+    plan: Plan | None
+
+
+@dataclass(slots=True)
+class Steps:
+    """Sums over decode steps since the last reset; means over heads within a step."""
+
+    count: int = 0
+    retrieved_tokens: float = 0.0
+    mass_exact: float = 0.0
+    bytes: int = 0
 
 
 class WaveCache:
-    """See the module; `config` says how it clusters and how much a query reads."""
+    """See the module; `layer` only keeps layers from taking up their segments at the same step."""
 
-    def __init__(self, config: WaveConfig, store: BlockStore | None = None) -> None:
+    def __init__(
+        self,
+        config: WaveConfig,
+        store: BlockStore | None = None,
+        *,
+        layer: int = 0,
+        lengths: Lengths | None = None,
+    ) -> None:
         self._config = config
-        self._index = WaveIndex()
+        self._layer = layer
+        self._lengths = Lengths() if lengths is None else lengths
+        self._index = WaveIndex(config)
         self._store: BlockStore = RamStore() if store is None else store
         self._steady = TokenBuffer()
         self._tokens = 0
         self._clustered_end = config.sink_tokens
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
-        self._records: list[StepRecord] = []
+        self._job: Job | None = None
+        self._steps = Steps()
 
     @property
     def tokens(self) -> int:
@@ -53,35 +97,42 @@ class WaveCache:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
-        self._steady.append(k, v)
-        self._tokens += k.shape[1]
-        generating = k.shape[1] == 1
-        if q.shape[1] == 0:
-            out = torch.empty_like(q)
-        elif generating:
-            answer, record = tripartite_attention(
-                q, self._steady.view(), self._index, self._store, self._config
-            )
-            self._records.append(record)
-            out = answer.to(q.dtype)
-        else:
-            out = self._exact(q)
-        self._cut_segments(generating=generating)
-        return out
+        if k.shape[1] == 1 and q.shape[1] == 1:
+            return self._step(q, k, v)
+        self._take_up(early=True)
+        out, first, asked_from = [], 0, k.shape[1] - q.shape[1]
+        while first < k.shape[1]:
+            last = first + self._room(k.shape[1] - first)
+            self._steady.append(k[:, first:last], v[:, first:last])
+            self._tokens += last - first
+            if last > asked_from:
+                piece = slice(max(0, first - asked_from), last - asked_from)
+                out.append(self._answer(q[:, piece]))
+            self._cut_full()
+            first = last
+        return torch.cat(out, dim=1) if out else torch.empty_like(q)
 
     def settle(self) -> None:
-        """Clusters what a generation step would cluster, so that it is part of a snapshot."""
-        self._cut_segments(generating=True)
+        """Clusters what a generation would cluster soon, so that it is part of a snapshot."""
+        self._take_up(early=True)
+        self._cut_full()
+        if self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
+            self._config.growth_tokens
+        ):
+            self._cut(self._tokens - self._config.window_tokens)
 
     def snapshot(self) -> WaveSnapshot:
-        return WaveSnapshot(self._tokens, self._clustered_end, self._index.segments)
+        plan = None if self._job is None else self._job.plan
+        return WaveSnapshot(self._tokens, self._clustered_end, len(self._index.segments), plan)
 
     def restore(self, snapshot: WaveSnapshot) -> None:
         """Drops the tokens that came after `snapshot`; segments cut since go back to steady."""
-        sinks = self._config.sink_tokens
-        if snapshot.segments < self._index.segments:
-            later = range(snapshot.segments, self._index.segments)
-            reopened = [self._in_token_order(segment) for segment in later]
+        sinks, held = self._config.sink_tokens, len(self._index.segments)
+        if self._job is not None:
+            self._job.drop()
+            self._job = None
+        if snapshot.segments < held:
+            reopened = [self._in_token_order(n) for n in range(snapshot.segments, held)]
             steady = self._steady.view()
             k, v = (
                 torch.cat((t[:, :sinks], *(pair[i] for pair in reopened), t[:, sinks:]), dim=1)
@@ -93,61 +144,119 @@ class WaveCache:
         self._index.keep(snapshot.segments)
         self._store.keep(snapshot.segments)
         del self._permutations[snapshot.segments :]
+        if snapshot.plan is not None:
+            self._begin(snapshot.plan)
+
+    def reset_statistics(self) -> None:
+        """Starts the means over steps anew."""
+        self._steps = Steps()
+
+    def statistics(self) -> CacheStatistics:
+        steps, count = self._steps, max(1, self._steps.count)
+        exact = steps.mass_exact / count if steps.count else 1.0
+        return CacheStatistics(
+            kind="dense" if self._lengths.may_stay_dense and not self._index.segments else "wave",
+            tokens=self._tokens,
+            steady_tokens=self._steady.tokens,
+            clusters=self._index.clusters,
+            bytes=self._steady.bytes + self._store.bytes,
+            index_bytes=self._index.bytes,
+            steps=steps.count,
+            retrieved_tokens=steps.retrieved_tokens / count,
+            bytes_per_step=steps.bytes / count,
+            mass_exact=exact,
+            mass_estimated=1.0 - exact,
+        )
+
+    def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new token, one query."""
+        self._steady.append(k, v)
+        self._tokens += 1
+        out, lse = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
+        self._steps.count += 1
+        if len(self._index.segments) == 0:
+            self._steps.mass_exact += 1.0
+        else:
+            answer = self._index.answer(q[:, 0], (out[:, 0].float(), lse[:, 0]))
+            out = answer.out[:, None].to(q.dtype, copy=True)
+            self._steps.mass_exact += float(answer.mass_exact.mean())
+            self._steps.retrieved_tokens += float(answer.retrieved_tokens.float().mean())
+            self._steps.bytes += answer.bytes
+        self._grow()
+        return out
+
+    def _answer(self, q: Tensor) -> Tensor:
+        """The last Tq tokens over everything held: [Hq, Tq, D]."""
+        scale = q.shape[2] ** -0.5
+        steady = causal_attention(q, *self._steady.view(), scale=scale)
+        if self._tokens >= self._lengths.prefill() and len(self._index.segments):
+            return prefill_attention(q, steady, self._index, self._config).to(q.dtype)
+        for number in range(len(self._index.segments)):
+            part = full_attention(q, *self._store.segment(number), scale=scale)
+            steady = merge(steady, part)
+        return steady[0].to(q.dtype)
+
+    def _room(self, tokens: int) -> int:
+        """How many of so many new tokens may come before a full segment has to be cut."""
+        size = self._config.segment_tokens
+        missing = size - pending(self._tokens, self._clustered_end, self._config)
+        missing = missing if missing > 0 else size
+        if missing >= tokens:
+            return tokens
+        short = not self._index.segments and self._tokens + tokens <= self._lengths.cluster()
+        return tokens if short else missing
+
+    def _clusters(self) -> bool:
+        """Whether the context is long enough to be clustered at all."""
+        waiting = pending(self._tokens, self._clustered_end, self._config)
+        if waiting < min(self._config.growth_tokens, self._config.segment_tokens):
+            return False
+        return bool(len(self._index.segments)) or self._tokens > self._lengths.cluster()
+
+    def _cut_full(self) -> None:
+        """Cuts all full segments."""
+        while (
+            span := next_segment(self._tokens, self._clustered_end, self._config)
+        ) is not None and self._clusters():
+            self._cut(span.stop)
+
+    def _cut(self, stop: int) -> None:
+        """Makes the waiting tokens up to position `stop` a segment, now."""
+        sinks, count = self._config.sink_tokens, stop - self._clustered_end
+        keys, values = self._steady.view(sinks, sinks + count)
+        self._take(*cluster_segment(keys, values, self._config), stop)
+
+    def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
+        self._store.append(segment.k, segment.v)
+        self._index.append(segment)
+        self._permutations.append(permutation)
+        self._steady.drop(self._config.sink_tokens, stop - self._clustered_end)
+        self._clustered_end = stop
+
+    def _grow(self) -> None:
+        """Takes up what is due, then begins what can be begun."""
+        self._take_up(early=False)
+        if self._job is None and self._clusters():
+            span = next_growth(self._tokens, self._clustered_end, self._config)
+            if span is not None:
+                # Longer segments take longer; layers take theirs up one after another.
+                due = self._tokens + 32 + len(span) // 32 + self._layer
+                self._begin(Plan(span.start, span.stop, due))
+
+    def _begin(self, plan: Plan) -> None:
+        sinks = self._config.sink_tokens
+        keys, values = self._steady.view(sinks, sinks + plan.stop - plan.start)
+        self._job = Job(plan, keys, values, self._config)
+
+    def _take_up(self, *, early: bool) -> None:
+        """Makes the segment under work part of the index when it is due, or at once."""
+        job = self._job
+        if job is not None and (early or self._tokens >= job.plan.due):
+            self._job = None
+            self._take(*job.result(), job.plan.stop)
 
     def _in_token_order(self, segment: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as they came."""
         k, v = self._store.segment(segment)
         back = torch.argsort(self._permutations[segment].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)
-
-    def reset_statistics(self) -> None:
-        """Starts the means over steps anew."""
-        self._records.clear()
-
-    def statistics(self) -> CacheStatistics:
-        steps = max(1, len(self._records))
-        exact = 1.0
-        if self._records:
-            exact = float(torch.stack([record.mass_exact for record in self._records]).mean())
-        return CacheStatistics(
-            kind="wave",
-            tokens=self._tokens,
-            steady_tokens=self._steady.tokens,
-            clusters=sum(self._index.occupied()) if self._index.segments else 0,
-            bytes=self._steady.bytes + self._store.bytes,
-            steps=len(self._records),
-            retrieved_tokens=sum(record.retrieved_tokens for record in self._records) / steps,
-            mass_exact=exact,
-            mass_estimated=1.0 - exact,
-        )
-
-    def _exact(self, q: Tensor) -> Tensor:
-        """Attention of the last Tq tokens to all: segments whole, the steady zone causally."""
-        scale = q.shape[2] ** -0.5
-        result = causal_attention(q, *self._steady.view(), scale=scale)
-        for segment in range(self._index.segments):
-            part = full_attention(q, *self._store.segment(segment), scale=scale)
-            result = merge(result, part)
-        return result[0].to(q.dtype)
-
-    def _cut_segments(self, *, generating: bool) -> None:
-        while True:
-            span = next_segment(
-                self._tokens, self._clustered_end, self._config, generating=generating
-            )
-            if span is None:
-                return
-            sinks = self._config.sink_tokens
-            keys, values = self._steady.view(sinks, sinks + len(span))
-            clusters = cluster_segment(keys, values, self._config)
-            order = clusters.permutation[..., None].expand_as(keys)
-            self._store.append(keys.gather(1, order), values.gather(1, order))
-            self._index.append(clusters)
-            self._permutations.append(clusters.permutation.int())
-            self._clustered_end = span.stop
-            self._drop_from_steady(sinks, len(span))
-
-    def _drop_from_steady(self, sinks: int, count: int) -> None:
-        k, v = self._steady.view()
-        kept = [torch.cat((t[:, :sinks], t[:, sinks + count :]), dim=1) for t in (k, v)]
-        self._steady.replace(kept[0], kept[1])

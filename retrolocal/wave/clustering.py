@@ -1,102 +1,161 @@
-"""Groups the keys of one segment: centred spherical k-means, outliers taken out, CSR result.
+"""Groups the keys of one segment: clusters, groups of clusters, and their sums as the index keeps.
 
 Keys are centred on the segment's mean key per head (QKV biases put large constant offsets into
 keys), assigned by inner product to unit centroids that start as every n-th key, and the tokens
-farthest from their centroid become clusters of one. The result depends on nothing but the keys,
-the settings, the device and the number of threads.
+farthest from their centroid become clusters of one. The centroids are grouped the same way. The
+result depends on nothing but the keys, the settings, the device and the number of threads.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import WaveConfig
 from ..kernels.kmeans import assign, cluster_sizes, cluster_sums
-from .zones import initial_centroids, outliers
+from ..kernels.segment import Level, Segment, encode_rows
+from .zones import groups, initial_centroids, outliers
+
+INDEX_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentClusters:
-    """The clusters of one segment of N tokens, for H KV heads.
+def cluster_segment(keys: Tensor, values: Tensor, config: WaveConfig) -> tuple[Segment, Tensor]:
+    """keys, values [H, N, D], N >= 1, keys after RoPE.
 
-    Heads may have different numbers of clusters: C is the largest, the others are filled up with
-    clusters of size 0.
+    Returns the segment, and int32 [H, N]: which of the given tokens is its n-th.
     """
-
-    permutation: Tensor
-    """int64 [H, N]: the tokens of cluster i are `permutation[h, offsets[h, i]:offsets[h, i+1]]`."""
-    offsets: Tensor
-    """int64 [H, C + 1]."""
-    mean_key: Tensor
-    """float32 [H, D]: mean of the segment's keys."""
-    centroids: Tensor
-    """float32 [H, C, D]: mean key of a cluster, less `mean_key`."""
-    value_sums: Tensor
-    """float32 [H, C, D]."""
-    spreads: Tensor
-    """float32 [H, C]: mean over dimensions of the variance of the keys inside a cluster."""
-
-    @property
-    def sizes(self) -> Tensor:
-        """int64 [H, C]."""
-        return self.offsets.diff(dim=1)
-
-
-def cluster_segment(keys: Tensor, values: Tensor, config: WaveConfig) -> SegmentClusters:
-    """keys, values [H, N, D], N >= 1, keys after RoPE."""
+    heads, tokens, _ = keys.shape
     mean_key = keys.float().mean(dim=1)
     centred = keys.float() - mean_key[:, None]
-    labels, clusters = _labels(centred, config)
+    labels, grouped = _labels(centred, config)
+    singles = outliers(tokens, config)
+    clusters = grouped + singles
+    labels, offsets = _grouped(centred, labels, grouped, clusters, config)
+
     sizes = cluster_sizes(labels, clusters)
-    labels, clusters, sizes = _drop_empty(labels, sizes)
-    counts = sizes.clamp(min=1)[..., None]
-    centroids = cluster_sums(centred, labels, clusters) / counts
-    apart = centred - _of_cluster(centroids, labels)
-    spreads = cluster_sums(apart.square().mean(dim=2, keepdim=True), labels, clusters) / counts
-    offsets = torch.zeros(sizes.shape[0], clusters + 1, dtype=torch.int64, device=keys.device)
-    torch.cumsum(sizes, dim=1, out=offsets[:, 1:])
-    return SegmentClusters(
-        permutation=torch.argsort(labels, dim=1, stable=True),
-        offsets=offsets,
+    fine = _sums(centred, values, labels, sizes)
+    keys_, sums, spreads = (rows[:, :grouped] for rows in fine)
+    coarse = _merged(keys_, sums, spreads, sizes[:, :grouped], offsets)
+    starts = torch.zeros(heads, clusters + 1, dtype=torch.int64, device=keys.device)
+    torch.cumsum(sizes, dim=1, out=starts[:, 1:])
+    permutation = torch.argsort(labels, dim=1, stable=True)
+    order = permutation[..., None].expand_as(keys)
+    segment = Segment(
         mean_key=mean_key,
-        centroids=centroids,
-        value_sums=cluster_sums(values.float(), labels, clusters),
-        spreads=spreads[..., 0],
+        fine=_level(*fine, config),
+        coarse=_level(*coarse, config),
+        starts=starts.int(),
+        group_offsets=offsets.int(),
+        singles=singles,
+        k=keys.gather(1, order).contiguous(),
+        v=values.gather(1, order).contiguous(),
     )
+    return segment, permutation.int()
 
 
 def _labels(centred: Tensor, config: WaveConfig) -> tuple[Tensor, int]:
-    """Cluster of every token, int64 [H, N], and the number of clusters (some may be empty)."""
+    """Cluster of every token, int64 [H, N], and how many clusters k-means made.
+
+    The outliers' numbers come after those; some clusters may be empty.
+    """
     tokens = centred.shape[1]
     count = initial_centroids(tokens, config)
-    strided = torch.arange(count, device=centred.device) * tokens // count
-    centroids = _unit(centred[:, strided])
-    for _ in range(config.iterations):
-        sums = cluster_sums(centred, assign(centred, centroids), count)
-        empty = sums.square().sum(dim=2, keepdim=True) == 0
-        centroids = torch.where(empty, centroids, _unit(sums))
-    labels = assign(centred, centroids)
+    labels = _k_means(centred, centred, count, config.iterations)
     alone = outliers(tokens, config)
     if alone == 0:
         return labels, count
     sizes = cluster_sizes(labels, count)
     means = cluster_sums(centred, labels, count) / sizes.clamp(min=1)[..., None]
     distance = (centred - _of_cluster(means, labels)).square().sum(dim=2)
-    farthest = torch.topk(distance, alone, dim=1).indices
+    farthest = torch.topk(distance, alone, dim=1).indices.sort(dim=1).values
     own = count + torch.arange(alone, device=labels.device).expand_as(farthest)
-    return labels.scatter(1, farthest, own), count + alone
+    return labels.scatter(1, farthest, own), count
 
 
-def _drop_empty(labels: Tensor, sizes: Tensor) -> tuple[Tensor, int, Tensor]:
-    """Renumbers the clusters of each head so that the empty ones come last, then cuts them."""
-    used = sizes > 0
-    number = used.cumsum(dim=1) - 1
-    clusters = int(used.sum(dim=1).max())
-    labels = torch.gather(number, 1, labels)
-    return labels, clusters, cluster_sizes(labels, clusters)
+def _grouped(
+    centred: Tensor, labels: Tensor, grouped: int, clusters: int, config: WaveConfig
+) -> tuple[Tensor, Tensor]:
+    """Renumbers clusters so that groups are contiguous, then the empty ones, then the singles.
+
+    Returns the labels and group offsets int64 [H, M + 1].
+    """
+    sizes = cluster_sizes(labels, clusters)[:, :grouped]
+    sums = cluster_sums(centred, labels, clusters)[:, :grouped]
+    means = sums / sizes.clamp(min=1)[..., None]
+    count = groups(grouped, config)
+    group = _k_means(means, sums, count, config.iterations)
+    group = group.masked_fill(sizes == 0, count)
+    order = torch.argsort(group, dim=1, stable=True)
+    number = torch.arange(clusters, device=labels.device).repeat(labels.shape[0], 1)
+    number[:, :grouped].scatter_(1, order, number[:, :grouped].clone())
+    offsets = torch.zeros(labels.shape[0], count + 1, dtype=torch.int64, device=labels.device)
+    torch.cumsum(cluster_sizes(group, count + 1)[:, :count], dim=1, out=offsets[:, 1:])
+    return number.gather(1, labels), offsets
+
+
+def _k_means(rows: Tensor, weighted: Tensor, count: int, iterations: int) -> Tensor:
+    """Spherical k-means from every n-th row: int64 [H, N].
+
+    rows float32 [H, N, D] are assigned, `weighted` [H, N, D] (rows times their weight) summed.
+    """
+    strided = torch.arange(count, device=rows.device) * rows.shape[1] // count
+    centroids = _unit(rows[:, strided])
+    labels = assign(rows, centroids)
+    for _ in range(iterations):
+        sums = cluster_sums(weighted, labels, count)
+        empty = sums.square().sum(dim=2, keepdim=True) == 0
+        centroids = torch.where(empty, centroids, _unit(sums))
+        labels = assign(rows, centroids)
+    return labels
+
+
+def _sums(
+    centred: Tensor, values: Tensor, labels: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centroids [H, C, D], value sums [H, C, D] and spreads [H, C] of clusters, float32."""
+    clusters, counts = sizes.shape[1], sizes.clamp(min=1)[..., None]
+    centroids = cluster_sums(centred, labels, clusters) / counts
+    apart = (centred - _of_cluster(centroids, labels)).square().mean(dim=2, keepdim=True)
+    spreads = cluster_sums(apart, labels, clusters) / counts
+    # A cluster of one is its key: what rounding left of its spread is not one.
+    spreads = spreads[..., 0].masked_fill(sizes <= 1, 0.0)
+    return centroids, cluster_sums(values.float(), labels, clusters), spreads
+
+
+def _merged(
+    centroids: Tensor, value_sums: Tensor, spreads: Tensor, sizes: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of groups from those of their clusters: [H, M, D], [H, M, D], [H, M]."""
+    count = offsets.shape[1] - 1
+    group, weight = _of_run(offsets, centroids.shape[1]), sizes.float()[..., None]
+
+    def total(rows: Tensor) -> Tensor:
+        return cluster_sums(rows, group, count + 1)
+
+    tokens = total(weight).clamp(min=1)
+    means = total(centroids * weight) / tokens
+    apart = (centroids - _of_cluster(means, group)).square().mean(dim=2, keepdim=True)
+    variance = total((spreads[..., None] + apart) * weight) / tokens
+    return means[:, :count], total(value_sums)[:, :count], variance[:, :count, 0]
+
+
+def _level(centroids: Tensor, value_sums: Tensor, spreads: Tensor, config: WaveConfig) -> Level:
+    dtype = INDEX_DTYPES[config.index_type]
+    (keys, key_scales), (sums, sum_scales) = (
+        encode_rows(rows, dtype) for rows in (centroids, value_sums)
+    )
+    return Level(
+        centroids=keys,
+        value_sums=sums,
+        scales=torch.cat((key_scales, sum_scales), dim=-1).contiguous(),
+        spreads=spreads.bfloat16().contiguous(),
+    )
+
+
+def _of_run(offsets: Tensor, count: int) -> Tensor:
+    """Number of the run each of `count` things lies in, int64 [H, count]; M after the last run."""
+    things = torch.arange(count, device=offsets.device).expand(offsets.shape[0], -1).contiguous()
+    return torch.searchsorted(offsets[:, 1:].contiguous(), things, right=True)
 
 
 def _of_cluster(rows: Tensor, labels: Tensor) -> Tensor:

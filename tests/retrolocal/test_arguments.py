@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrolocal.arguments import normalise
+from retrolocal.arguments import names, normalise, numbers
 from retrolocal.cli import chat_parser, session_config
 from retrolocal.errors import UsageError
 
@@ -101,3 +101,11 @@ def test_what_is_refused(words: list[str], message: str) -> None:
 def test_settings_that_make_no_sense(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         session_config(parse(*words))  # type: ignore[arg-type]
+
+
+def test_lists() -> None:
+    assert numbers("512,4096") == (512, 4096)
+    assert names("dense,wave") == ("dense", "wave")
+    for wrong in ("", "1,", "1,x"):
+        with pytest.raises(ValueError, match="invalid literal"):
+            numbers(wrong)

@@ -34,7 +34,19 @@ def book(tmp_path: Path) -> Path:
 
 
 def test_plain_answer_and_figures(tiny_model: Path, book: Path) -> None:
-    done = run("chat", "-m", str(tiny_model), "-f", str(book), "-p", "who?", "-n", "9", "--temp=0")
+    done = run(
+        "chat",
+        "-m",
+        str(tiny_model),
+        "-f",
+        str(book),
+        "-p",
+        "who?",
+        "-n",
+        "9",
+        "--temp=0",
+        "--cache=wave",
+    )
     assert done.returncode == 0
     assert done.stdout.endswith("\n")
     assert len(done.stdout.strip()) > 3
@@ -69,10 +81,10 @@ def test_json_object(tiny_model: Path, book: Path, capsys: pytest.CaptureFixture
     ]
     assert list(facts["cache"]) == [
         *("kind", "tokens", "steady_tokens", "clusters", "retrieved_tokens_per_step"),
-        *("bytes", "mass_exact", "mass_estimated"),
+        *("bytes", "mass_exact", "mass_estimated", "index_bytes", "bytes_per_step"),
     ]
     assert facts["generated_tokens"] <= 9
-    assert facts["cache"]["kind"] == "wave"
+    assert facts["cache"]["kind"] == "dense"
     assert facts["cache"]["tokens"] == facts["prompt_tokens"] + facts["generated_tokens"] - 1
     assert facts["cache"]["bytes"] == facts["cache"]["tokens"] * 2 * 2 * 2 * 16 * 4
 

@@ -12,6 +12,8 @@ import torch
 
 import retrolocal
 from retrolocal import memory
+from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.crossover import Crossover, Shape
 from retrolocal.errors import (
     ContextError,
     DocumentError,
@@ -98,8 +100,23 @@ def test_full_budget_writes_what_dense_writes(tiny_model: Path, book: Path) -> N
     assert len(texts) == 1
 
 
-def test_auto_is_wave_for_documents_only(session: Session, book: Path) -> None:
-    assert reply(session.stream("a", [book], options=SHORT)).cache.kind == "wave"
+@pytest.mark.parametrize(("segments", "kind"), [(1, "wave"), (None, "dense")])
+def test_auto_is_wave_from_the_measured_length_on(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    segments: int | None,
+    kind: str,
+) -> None:
+    def measured(shape: Shape, config: WaveConfig) -> Crossover:
+        return Crossover(decode=segments, prefill=None)
+
+    monkeypatch.setattr("retrolocal.caches.crossover", measured)
+    small = WaveConfig(segment_tokens=256, growth_tokens=64)
+    session = Session.open(str(tiny_model), SessionConfig(wave=small))
+    long = tmp_path / "long.txt"
+    long.write_text("some words of a book " * 100)
+    assert reply(session.stream("a", [long], options=SHORT)).cache.kind == kind
     assert reply(session.stream("a", options=SHORT)).cache.kind == "dense"
 
 

@@ -78,10 +78,10 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.type("one\n")
     terminal.wait_for("[!-~]{20}")
     terminal.interrupt()
-    first = terminal.wait_for("wave cache: .*\r\n> $")
+    first = terminal.wait_for("dense cache: .*\r\n> $")
     assert "prompt 2," in first
     terminal.type("two\n")
-    second = terminal.wait_for("wave cache: .*\r\n> $")
+    second = terminal.wait_for("dense cache: .*\r\n> $")
     read = re.search(r"prompt ([\d,]+) of", second)
     assert read is not None
     assert int(read[1].replace(",", "")) < 50

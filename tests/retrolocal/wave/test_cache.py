@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,9 @@ from torch import Tensor
 
 from retrolocal.cache import DenseCache
 from retrolocal.config import WaveConfig
-from retrolocal.kernels.attention import grouped
-from retrolocal.wave.cache import WaveCache
+from retrolocal.fidelity import exact_attention, steady_attention
+from retrolocal.wave.cache import Lengths, WaveCache
 from retrolocal.wave.clustering import cluster_segment
-from retrolocal.wave.index import WaveIndex
 
 Rows = tuple[Tensor, Tensor, Tensor]
 SMALL = WaveConfig(
@@ -44,7 +44,7 @@ def run(
 def held(cache: WaveCache) -> Tensor:
     """Every key that the cache holds, [Hkv, tokens, D], in token order."""
     sinks = SMALL.sink_tokens
-    segments = [cache._in_token_order(n)[0] for n in range(cache._index.segments)]
+    segments = [cache._in_token_order(n)[0] for n in range(len(cache._index.segments))]
     steady = cache._steady.view()[0]
     return torch.cat((steady[:, :sinks], *segments, steady[:, sinks:]), dim=1)
 
@@ -83,8 +83,7 @@ def test_every_token_is_held_once_and_unchanged(
     facts = cache.statistics()
     assert facts.tokens == sum(chunks)
     assert facts.bytes == 2 * rows[1].numel() * 4
-    index = cache._index
-    clustered = int(index._sizes[0, : index.clusters].sum()) if index.segments else 0
+    clustered = cache._index.segments.totals.tokens
     assert facts.steady_tokens + clustered == facts.tokens
 
 
@@ -116,55 +115,11 @@ def test_prefill_chunks_do_not_change_the_index(
     for start, stop in itertools.pairwise(edges):
         q, k, v = (t[:, start:stop] for t in rows)
         caches[1].attend(q[:, :0], k, v, torch.arange(start, stop))
-    whole, parts = (cache._index for cache in caches)
-    if all(stop - start > 1 for start, stop in itertools.pairwise(edges)):
-        assert whole.clusters == parts.clusters
-        assert torch.equal(whole._centroids, parts._centroids) or whole.clusters == 0
-        assert torch.equal(held(caches[0]), held(caches[1]))
-
-
-def index_of(k: Tensor, v: Tensor, config: WaveConfig) -> tuple[WaveIndex, Tensor]:
-    made = cluster_segment(k, v, config)
-    index = WaveIndex()
-    index.append(made)
-    return index, made.permutation
-
-
-@RELAXED
-@given(seed=st.integers(0, 50), gain=st.floats(0.1, 3.0))
-def test_first_order_never_exceeds_the_true_mass(
-    structured: Callable[..., Rows], seed: int, gain: float
-) -> None:
-    q, k, v = structured(seed, 200)
-    index, permutation = index_of(k, v, SMALL)
-    queries = grouped(q[:, -1:] * gain, 2)
-    estimated = index.log_mass(queries, scale=0.25, second_order=False)
-    for head in range(2):
-        for cluster in range(index.clusters):
-            [(_, start, stop)] = index.runs(head, torch.tensor([cluster]))
-            if start == stop:
-                assert estimated[head, 0, cluster] == -math.inf
-                continue
-            keys = k[head, permutation[head, start:stop]]
-            true = torch.logsumexp(queries[head] @ keys.T * 0.25, dim=1)
-            assert (estimated[head, :, cluster] <= true + 1e-4).all()
-            if stop - start == 1:
-                torch.testing.assert_close(estimated[head, :, cluster], true, atol=1e-4, rtol=1e-4)
-
-
-@RELAXED
-@given(seed=st.integers(0, 50))
-def test_clusters_of_one_are_estimated_exactly(structured: Callable[..., Rows], seed: int) -> None:
-    """With a cluster per token the estimate is the attention itself, to second order too."""
-    q, k, v = structured(seed, 40)
-    index, _ = index_of(k, v, replace(SMALL, cluster_tokens=1, outlier_fraction=0.99))
-    queries = grouped(q[:, -1:], 2)
-    out, _ = index.estimate(index.log_mass(queries, scale=0.25, second_order=True))
-    sizes = index._sizes[:, : index.clusters]
-    if int(sizes.max()) > 1:
-        return
-    exact = torch.softmax(queries @ k.transpose(1, 2) * 0.25, -1) @ v
-    torch.testing.assert_close(out, exact, atol=1e-4, rtol=1e-3)
+    whole, parts = (cache._index.segments for cache in caches)
+    assert len(whole) == len(parts)
+    for one, other in zip(whole, parts, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
+    assert torch.equal(held(caches[0]), held(caches[1]))
 
 
 @RELAXED
@@ -185,21 +140,12 @@ def test_more_budget_never_lowers_the_exact_mass(
 
 
 def _true_exact_mass(cache: WaveCache, rows: Rows) -> float:
-    """Share of the dense attention mass of the next query that would be attended exactly."""
-    from retrolocal.wave.attention import _ranking
-
-    queries = grouped(rows[0][:, -1:], 2)
-    index, config = cache._index, cache._config
-    log_mass = index.log_mass(queries, scale=0.25, second_order=config.scheme == "wave")
-    order, retrieved = _ranking(index, log_mass, config)
-    shares = []
-    for head, chosen in enumerate(retrieved):
-        near, _ = cache._store.gather(head, index.runs(head, order[head, :chosen]))
-        keys = torch.cat((cache._steady.view()[0][head], near))
-        exact = torch.logsumexp(queries[head] @ keys.T * 0.25, dim=1)
-        total = torch.logsumexp(queries[head] @ rows[1][head].T * 0.25, dim=1)
-        shares.append(torch.exp(exact - total))
-    return float(torch.cat(shares).mean())
+    """Share of the dense attention mass of the last query that is attended exactly."""
+    q, k = rows[0][:, -1], rows[1]
+    steady = steady_attention(q, cache._steady.view())
+    exact = cache._index.answer(q, steady).lse_exact
+    _, whole = exact_attention(q, k, rows[2])
+    return float(torch.exp(exact - whole).mean())
 
 
 def test_same_tokens_same_bytes(structured: Callable[..., Rows]) -> None:
@@ -254,3 +200,82 @@ def test_statistics_count_steps(structured: Callable[..., Rows]) -> None:
     assert facts.mass_exact + facts.mass_estimated == pytest.approx(1)
     cache.reset_statistics()
     assert cache.statistics().steps == 0
+
+
+def test_a_segment_is_taken_up_at_a_place_that_only_the_context_decides(
+    structured: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the thread is, and layer after layer."""
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return cluster_segment(*arguments)
+
+    rows = structured(4, 400)
+    lengths: dict[tuple[bool, int], list[int]] = {}
+    for slow in (False, True):
+        if slow:
+            monkeypatch.setattr("retrolocal.wave.background.cluster_segment", slowly)
+        for layer in (0, 3):
+            cache = WaveCache(SMALL, layer=layer)
+            run(cache, rows, [60])
+            seen = []
+            for position in range(60, 400):
+                run(cache, rows, [1], position)
+                seen.append(len(cache._index.segments))
+            lengths[slow, layer] = seen
+    assert lengths[False, 0] == lengths[True, 0]
+    assert lengths[False, 0].index(1) + 3 == lengths[False, 3].index(1)
+    assert lengths[False, 0][-1] > 3
+
+
+def test_an_exception_of_the_thread_reaches_the_caller(
+    structured: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no clusters today")
+
+    monkeypatch.setattr("retrolocal.wave.background.cluster_segment", broken)
+    cache = WaveCache(SMALL)
+    with pytest.raises(ValueError, match="no clusters today"):
+        run(cache, structured(1, 200), [1] * 200)
+
+
+def test_short_contexts_are_attended_densely(structured: Callable[..., Rows]) -> None:
+    """Below the length from which clustering pays, the bytes are those of a dense cache."""
+    rows, chunks = structured(9, 500), [120, 80, *([1] * 40), 100, 1, 1, 100, *([1] * 58)]
+    wave = WaveCache(SMALL, lengths=Lengths(cluster=lambda: 250))
+    outs = run(wave, rows, chunks)
+    dense = run(DenseCache(), rows, chunks)
+    assert all(torch.equal(a, b) for a, b in zip(outs[:42], dense[:42], strict=True))
+    assert len(wave._index.segments) > 3
+    assert wave.statistics().kind == "wave"
+
+
+def test_a_length_is_asked_for_only_when_it_matters(structured: Callable[..., Rows]) -> None:
+    def not_yet() -> int:
+        raise AssertionError("nothing to cluster yet")
+
+    run(WaveCache(SMALL, lengths=Lengths(cluster=not_yet)), structured(1, 70), [20, 1, 1])
+
+
+@RELAXED
+@given(seed=st.integers(0, 20), cuts=st.lists(st.integers(1, 599), max_size=5, unique=True))
+def test_wave_prefill_reading_everything_equals_dense(
+    structured: Callable[..., Rows], seed: int, cuts: list[int]
+) -> None:
+    rows = structured(seed, 600)
+    config = replace(SMALL, budget=1.0, prefill_cap=1.0, prefill_descend=1.0)
+    chunks = [b - a for a, b in itertools.pairwise([0, *sorted(cuts), 600])]
+    wave = run(WaveCache(config, lengths=Lengths(prefill=lambda: 0)), rows, chunks)
+    dense = run(DenseCache(), rows, chunks)
+    for one, other in zip(wave, dense, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_wave_prefill_covers_every_token(structured: Callable[..., Rows]) -> None:
+    """Values that are all one come out as one, whatever is estimated."""
+    q, k, v = structured(3, 900)
+    cache = WaveCache(SMALL, lengths=Lengths(prefill=lambda: 0))
+    [out] = run(cache, (q, k, torch.ones_like(v)), [900])
+    torch.testing.assert_close(out, torch.ones_like(out), atol=1e-2, rtol=0)

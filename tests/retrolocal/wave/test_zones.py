@@ -1,6 +1,9 @@
-"""Zone arithmetic, exhaustively at small sizes."""
+"""Zone arithmetic, exhaustively at small sizes, and what a query reads under which settings."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,12 +11,14 @@ from hypothesis import strategies as st
 
 from retrolocal.config import WaveConfig
 from retrolocal.errors import UsageError
+from retrolocal.wave.index import selection
 from retrolocal.wave.zones import (
-    estimated_clusters,
+    groups,
     initial_centroids,
+    next_growth,
     next_segment,
     outliers,
-    retrieved_clusters,
+    pending,
 )
 
 SMALL = WaveConfig(segment_tokens=16, growth_tokens=6, sink_tokens=2, window_tokens=3)
@@ -25,7 +30,8 @@ def segments(steps: list[tuple[int, bool]], config: WaveConfig) -> tuple[list[ra
     tokens, end = 0, config.sink_tokens
     for count, generating in steps:
         tokens += count
-        while (span := next_segment(tokens, end, config, generating=generating)) is not None:
+        cutting = next_growth if generating else next_segment
+        while (span := cutting(tokens, end, config)) is not None:
             cut.append(span)
             end = span.stop
     return cut, tokens
@@ -39,10 +45,9 @@ def test_every_token_is_in_one_zone(steps: list[tuple[int, bool]]) -> None:
     assert all(0 < len(span) <= SMALL.segment_tokens for span in cut)
     if cut:
         assert tokens - cut[-1].stop >= SMALL.window_tokens
-    pending = tokens - SMALL.window_tokens - edges[-1]
-    assert pending < SMALL.segment_tokens
-    if steps[-1][1]:
-        assert pending <= SMALL.growth_tokens
+    waiting = tokens - SMALL.window_tokens - edges[-1]
+    assert waiting == pending(tokens, edges[-1], SMALL)
+    assert waiting < (SMALL.growth_tokens if steps[-1][1] else SMALL.segment_tokens)
 
 
 @pytest.mark.parametrize("tokens", range(120))
@@ -52,35 +57,66 @@ def test_prefill_chunks_do_not_move_the_segments(tokens: int) -> None:
     assert whole == single
 
 
-@given(st.integers(1, 100_000), st.floats(0.0001, 1.0))
-def test_budget(clusters: int, budget: float) -> None:
-    chosen = retrieved_clusters(clusters, WaveConfig(budget=budget))
-    assert 1 <= chosen <= clusters
-    assert estimated_clusters(clusters, chosen, WaveConfig(budget=budget)) == clusters - chosen
-    more = retrieved_clusters(clusters, WaveConfig(budget=min(1.0, budget * 1.5)))
-    assert more >= chosen
+@given(
+    st.integers(1, 20_000),
+    st.integers(1, 100),
+    st.sampled_from([0.0, 0.01, 0.5, 0.99]) | st.floats(0, 0.99),
+    st.integers(1, 20),
+)
+def test_clusters_of_a_segment(tokens: int, size: int, fraction: float, together: int) -> None:
+    config = WaveConfig(cluster_tokens=size, outlier_fraction=fraction, group_clusters=together)
+    alone, centroids = outliers(tokens, config), initial_centroids(tokens, config)
+    assert alone == math.floor(fraction * tokens) < tokens
+    assert 1 <= centroids <= tokens
+    assert alone + centroids == max(alone + 1, math.ceil(tokens / size))
+    assert 1 <= groups(centroids, config) <= centroids
+    assert abs(groups(centroids, config) - centroids / together) <= 1
 
 
-def test_full_budget_retrieves_all() -> None:
-    assert retrieved_clusters(777, WaveConfig(budget=1.0)) == 777
-
-
-def test_the_paper_reads_a_quarter() -> None:
-    config = WaveConfig(scheme="paper")
-    assert retrieved_clusters(8192, config) == 147
-    assert estimated_clusters(8192, 147, config) == 1901
-    assert outliers(8192, config) == 0
-
-
-def test_auto_never_takes_fewer_than_its_floor() -> None:
-    config = WaveConfig()
-    assert [retrieved_clusters(n, config) for n in (5, 100, 10_000)] == [5, 64, 180]
-
-
-def test_clusters_of_a_segment() -> None:
-    assert initial_centroids(8192, WaveConfig()) == 512
-    assert initial_centroids(1, WaveConfig()) == 1
+def test_clusters_by_default() -> None:
     assert outliers(8192, WaveConfig()) == 81
+    assert initial_centroids(8192, WaveConfig()) == 431
+    assert groups(431, WaveConfig()) == 54
+    assert initial_centroids(1, WaveConfig()) == groups(1, WaveConfig()) == 1
+    paper = WaveConfig(scheme="paper")
+    assert outliers(8192, paper) == 0
+    assert initial_centroids(8192, paper) == 512
+
+
+def test_a_query_adapts_by_default() -> None:
+    config = WaveConfig(descend=0.3, least_groups=5, cap=0.05, least=9, floor=7, epsilon=0.01)
+    chosen = selection(replace(config, sure=0.02, sharp_cap=0.1))
+    assert (chosen.descend, chosen.least_groups) == (0.3, 5)
+    assert (chosen.tokens, chosen.least) == (0.05, 9)
+    assert (chosen.floor, chosen.epsilon) == (7, 0.01)
+    assert (chosen.sure, chosen.sharp_tokens) == (0.02, 0.1)
+    assert chosen.second_order
+    assert not chosen.whole
+    assert chosen.clusters == math.inf
+    assert chosen.estimated == 1.0
+
+
+@given(st.floats(0.0001, 1.0))
+def test_a_budget_is_spent_whole(budget: float) -> None:
+    chosen = selection(WaveConfig(budget=budget))
+    assert (chosen.tokens, chosen.least, chosen.floor) == (budget, 0, 0)
+    assert (chosen.epsilon, chosen.sure) == (0.0, 0.0)
+    assert chosen.whole
+    assert chosen.estimated == 1.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "retrieved", "estimated"),
+    [(None, 0.018, 0.232), (0.5, 0.5, 0.232), (0.9, 0.9, 0.1), (1.0, 1.0, 0.0)],
+)
+def test_the_paper_reads_shares_of_the_clusters(
+    budget: float | None, retrieved: float, estimated: float
+) -> None:
+    chosen = selection(WaveConfig(scheme="paper", budget=budget))
+    assert (chosen.descend, chosen.tokens, chosen.epsilon) == (1.0, 1.0, 0.0)
+    assert not chosen.second_order
+    assert chosen.clusters == retrieved
+    assert chosen.estimated == pytest.approx(estimated)
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.5, 1.01, float("nan")])

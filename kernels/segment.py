@@ -1,0 +1,194 @@
+"""What one clustered segment looks like to the kernels: its two index levels, its keys and values.
+
+A segment's N tokens are permuted so that every cluster is one contiguous run, and its clusters so
+that every group is one: tokens `starts[c] : starts[c + 1]` are cluster c, clusters
+`group_offsets[m] : group_offsets[m + 1]` are group m. The last `singles` clusters hold one token
+each and belong to no group; between them and the groups may stand empty clusters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """Means and value sums of the C clusters (or groups) of H KV heads.
+
+    int8 rows have a scale each: row = int8 * scale; other dtypes carry no scales.
+    """
+
+    centroids: Tensor
+    """int8, bfloat16 or float32 [H, C, D]: mean key less the segment's mean key."""
+    value_sums: Tensor
+    """The same dtype, [H, C, D]."""
+    scales: Tensor
+    """bfloat16 [H, C, 2] for int8 rows (centroid, value sum), else [H, C, 0]."""
+    spreads: Tensor
+    """bfloat16 [H, C]: mean over dimensions of the variance of the keys, 0 where all are equal."""
+
+    @property
+    def bytes(self) -> int:
+        return nbytes(self.centroids, self.value_sums, self.scales, self.spreads)
+
+    def keys(self, head: int) -> Tensor:
+        """Centroids of one KV head, float32 [C, D]."""
+        rows = self.centroids[head].float()
+        return rows * self.scales[head, :, :1].float() if self.scales.shape[2] else rows
+
+    def values(self, head: int) -> Tensor:
+        """Value sums of one KV head, float32 [C, D]."""
+        rows = self.value_sums[head].float()
+        return rows * self.scales[head, :, 1:].float() if self.scales.shape[2] else rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """See the module. All tensors are contiguous and on one device."""
+
+    mean_key: Tensor
+    """float32 [H, D]."""
+    fine: Level
+    coarse: Level
+    starts: Tensor
+    """int32 [H, C + 1]."""
+    group_offsets: Tensor
+    """int32 [H, M + 1]."""
+    singles: int
+    k: Tensor
+    """[H, N, D] in cluster order, as the store holds it; v likewise."""
+    v: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def clusters(self) -> int:
+        """C, the empty ones included."""
+        return self.starts.shape[1] - 1
+
+    @property
+    def groups(self) -> int:
+        return self.group_offsets.shape[1] - 1
+
+    @property
+    def grouped(self) -> int:
+        """Clusters that may belong to a group, the empty ones included."""
+        return self.clusters - self.singles
+
+    def group_sizes(self, head: int) -> Tensor:
+        """Tokens of each group of one KV head, int64 [M]."""
+        return self.starts[head][self.group_offsets[head].long()].diff().long()
+
+    @property
+    def fine_bytes(self) -> int:
+        return self.fine.bytes + nbytes(self.starts, self.mean_key)
+
+    @property
+    def coarse_bytes(self) -> int:
+        return self.coarse.bytes + nbytes(self.group_offsets)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that the compiled kernels read, in the order of their table."""
+        for level in (self.fine, self.coarse):
+            yield from (level.centroids, level.value_sums, level.scales, level.spreads)
+        yield from (self.starts, self.group_offsets, self.mean_key, self.k, self.v)
+
+
+class Totals(NamedTuple):
+    """Of one KV head; the empty clusters are counted."""
+
+    clusters: int = 0
+    groups: int = 0
+    singles: int = 0
+    tokens: int = 0
+    longest: int = 0
+    """Tokens of the longest segment."""
+
+
+class SegmentTable(Sequence[Segment]):
+    """Segments in order, with what the compiled kernels need to find them.
+
+    Appending copies nothing but a row of numbers: addresses stay valid because the table holds the
+    segments.
+    """
+
+    COLUMNS = 19
+    """13 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._rows = torch.zeros(16, self.COLUMNS, dtype=torch.int64)
+        self._totals = [Totals()]
+
+    @overload
+    def __getitem__(self, item: int) -> Segment: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[Segment]: ...
+    def __getitem__(self, item: int | slice) -> Segment | list[Segment]:
+        return self._segments[item]
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SegmentTable:
+        copied = SegmentTable()
+        for segment in self._segments:
+            copied.append(copy.deepcopy(segment, memo))
+        return copied
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [segments, COLUMNS]."""
+        return self._rows[: len(self._segments)]
+
+    @property
+    def totals(self) -> Totals:
+        """What one KV head has, over all segments."""
+        return self._totals[-1]
+
+    def append(self, segment: Segment) -> None:
+        number, before = len(self._segments), self.totals
+        if number == len(self._rows):
+            self._rows = torch.cat((self._rows, torch.zeros_like(self._rows)))
+        shape = (segment.clusters, segment.groups, segment.singles, segment.tokens)
+        addresses = (tensor.data_ptr() for tensor in segment.tensors())
+        self._rows[number] = torch.tensor([*addresses, *shape, before.groups, before.singles])
+        self._segments.append(segment)
+        self._totals.append(
+            Totals(
+                before.clusters + segment.clusters,
+                before.groups + segment.groups,
+                before.singles + segment.singles,
+                before.tokens + segment.tokens,
+                max(before.longest, segment.tokens),
+            )
+        )
+
+    def keep(self, segments: int) -> None:
+        """Forgets all but the first `segments`."""
+        del self._segments[segments:], self._totals[segments + 1 :]
+
+
+def nbytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def encode_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """rows float32 [..., D] -> rows in `dtype` and scales bfloat16 [..., 1] ([..., 0] if not int8).
+
+    int8 is symmetric per row: 127 steps up to the row's largest magnitude.
+    """
+    if dtype != torch.int8:
+        return rows.to(dtype).contiguous(), rows.new_empty((*rows.shape[:-1], 0)).bfloat16()
+    scales = (rows.abs().amax(dim=-1, keepdim=True) / 127).bfloat16()
+    # bfloat16 may have rounded the scale down: the largest value then needs a step more.
+    steps = torch.round(rows / scales.float().clamp(min=torch.finfo().tiny)).clamp(-127, 127)
+    return steps.to(torch.int8).contiguous(), scales

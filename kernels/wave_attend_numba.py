@@ -1,0 +1,336 @@
+"""The last two passes of a compiled decode step: exact and estimated attention, and their merge."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from .jit_numba import exp, jit, pointer, to_float, touch
+from .wave_score_numba import add_rows, dots
+from .wave_words_numba import (
+    AHEAD,
+    BLOCK,
+    BYTES,
+    CLUSTER,
+    COARSE,
+    COARSE_MASS,
+    COARSE_SIZE,
+    COARSE_ZONE,
+    DIM,
+    DROPPED,
+    ESTIMATED,
+    EXACT,
+    FINE,
+    FINE_MASS,
+    FOUND,
+    GROUP,
+    GROUPS,
+    KEYS,
+    LINE,
+    LSE_EXACT,
+    NONE,
+    OUT,
+    PART_AT,
+    PART_BYTES,
+    PART_EXACT,
+    PART_MASS,
+    PART_ROWS,
+    PART_SCORES,
+    PART_SUM,
+    PART_TOP,
+    PARTS,
+    RETRIEVED,
+    RULES,
+    S_CLUSTERS,
+    S_GROUPS,
+    S_GROUPS_BEFORE,
+    S_TOKENS,
+    SCALED,
+    SEEN,
+    SEGMENT,
+    SEGMENTS,
+    SIZE,
+    STEADY_LSE,
+    STEADY_OUT,
+    TABLE,
+    TILE,
+    TOKENS,
+    TWO_LEVEL,
+    VALUES,
+    ZONE,
+    Q,
+    Z,
+    f4,
+    f8,
+    i4,
+    i8,
+    rows_of,
+    runs_of,
+    scales_of,
+)
+
+
+@jit()
+def _load_at(addresses, first, stop, rows, stored):  # type: ignore[no-untyped-def]
+    """rows[i] = the row at addresses[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
+    dim = rows.shape[1]
+    for i in range(BLOCK):
+        if first + i < stop:
+            row = carray(pointer(addresses[first + i]), dim, stored.dtype)
+            for d in range(dim):
+                rows[i, d] = to_float(row[d])
+        else:
+            for d in range(dim):
+                rows[i, d] = np.float32(0.0)
+
+
+@jit()
+def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stored):  # type: ignore[no-untyped-def]
+    """Attends n <= TILE tokens exactly, keys at at[0], values at at[1].
+
+    total[g] and mass[g] are relative to e^top[g]. Returns the number of value rows read.
+    """
+    count, read = len(top), 0
+    for t in range(0, n, BLOCK):
+        _load_at(at[0], t, n, rows, stored)
+        dots(q, first, count, rows, scores, t, BLOCK)
+    for g in range(count):
+        highest, added = top[g], np.float32(0.0)
+        for t in range(n):
+            highest = max(highest, scores[g, t])
+        if highest > top[g]:
+            shrink = exp(top[g] - highest)
+            mass[g] *= shrink
+            for d in range(total.shape[1]):
+                total[g, d] *= shrink
+            top[g] = highest
+        for t in range(n, TILE):
+            scores[g, t] = np.float32(-np.inf)
+        for t in range(TILE):
+            scores[g, t] = exp(scores[g, t] - highest)
+        for t in range(TILE):
+            added += scores[g, t]
+        mass[g] += added
+    for t in range(0, n, BLOCK):
+        heaviest = np.float32(0.0)
+        for g in range(count):
+            for i in range(BLOCK):
+                heaviest = max(heaviest, scores[g, t + i])
+        if heaviest > threshold:
+            read += min(BLOCK, n - t)
+            _load_at(at[1], t, n, rows, stored)
+            add_rows(scores, t, rows, total)
+    return read
+
+
+@jit()
+def _add_sum(shares, i, shrink, mass, total, sums, scale, c, size, rows, weights, held, threshold):  # type: ignore[no-untyped-def]
+    """Adds one cluster (or group) by its value sum, which waits in `rows` until BLOCK are held.
+
+    Returns how many are held; a cluster that weighs next to nothing adds to `mass` only.
+    """
+    heaviest, each = np.float32(0.0), scale / np.float32(size)
+    for g in range(len(mass)):
+        share = shares[g, i] * shrink[g]
+        mass[g] += share
+        heaviest = max(heaviest, share)
+        weights[g, held] = share * each
+    if heaviest <= threshold:
+        return held
+    for d in range(rows.shape[1]):
+        rows[held, d] = to_float(sums[c, d])
+    if held + 1 < BLOCK:
+        return held + 1
+    add_rows(weights, NONE, rows, total)
+    return NONE
+
+
+@jit()
+def _attend_exactly(w, stored, task):  # type: ignore[no-untyped-def]
+    """The retrieved tokens of a part of the clusters of one head; returns the rows read.
+
+    Rows are asked for a tile ahead of the one that is worked on.
+    """
+    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
+    places, clusters, zones = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, ZONE)[h]
+    table, candidates, q = i8(w, TABLE), i8(w, FOUND)[h, 1], f4(w, Q)
+    threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, i8(w, TOKENS)[0, h]))
+    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
+    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
+    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
+    scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
+    at = i8(w, PART_AT)[4 * task : 4 * task + 4].reshape((2, 2, TILE))
+    width, read, n, tiles = w[DIM] * stored.itemsize, np.int64(0), 0, 0
+    for i in range(part, candidates, parts):
+        if zones[i] != RETRIEVED:
+            continue
+        s, c = places[i], clusters[i]
+        starts, _ = runs_of(w, h, s)
+        before = h * table[s, S_TOKENS]
+        read += starts[c + 1] - starts[c]
+        for t in range(before + starts[c], before + starts[c + 1]):
+            key, value = table[s, KEYS] + t * width, table[s, VALUES] + t * width
+            for line in range(0, width, LINE):
+                touch(key + line)
+                touch(value + line)
+            at[tiles % 2, 0, n], at[tiles % 2, 1, n] = key, value
+            n += 1
+            if n == TILE:
+                if tiles > 0:
+                    read += _add_tokens(
+                        q,
+                        h * count,
+                        at[(tiles + 1) % 2],
+                        TILE,
+                        top,
+                        mass,
+                        total,
+                        scores,
+                        rows,
+                        threshold,
+                        stored,
+                    )
+                tiles += 1
+                n = 0
+    if tiles > 0:
+        read += _add_tokens(
+            q,
+            h * count,
+            at[(tiles + 1) % 2],
+            TILE,
+            top,
+            mass,
+            total,
+            scores,
+            rows,
+            threshold,
+            stored,
+        )
+    return read + _add_tokens(
+        q, h * count, at[tiles % 2], n, top, mass, total, scores, rows, threshold, stored
+    )
+
+
+@jit()
+def attend(w, kind, stored, task):  # type: ignore[no-untyped-def]
+    """Pass 5: exact and estimated attention of a part of the clusters of one head."""
+    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
+    table, found, one = i8(w, TABLE), i8(w, FOUND)[h], np.float32(1.0)
+    places, clusters = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h]
+    sizes, zones, z = i4(w, SIZE)[h], i4(w, ZONE)[h], f4(w, Z)[h]
+    threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, found[3]))
+    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
+    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
+    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
+    weights = f4(w, PART_SCORES)[task * count : (task + 1) * count]
+    top[:], mass[:], total[:] = z, np.float32(0.0), np.float32(0.0)
+    rows_read = _attend_exactly(w, stored, task)
+    f4(w, PART_EXACT)[task, :] = mass
+
+    shrink = np.empty(count, np.float32)
+    for g in range(count):
+        shrink[g] = exp(z[g] - top[g])
+    shares = f4(w, FINE_MASS)[h * count : (h + 1) * count]
+    sums_read, held, line = np.int64(0), NONE, w[DIM] * kind.itemsize
+    start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
+    for i in range(start, stop):
+        if i + AHEAD < stop and zones[i + AHEAD] == ESTIMATED:
+            s = places[i + AHEAD]
+            at = table[s, FINE + 1] + (h * table[s, S_CLUSTERS] + clusters[i + AHEAD]) * line
+            for byte in range(0, line, LINE):
+                touch(at + byte)
+        if zones[i] == ESTIMATED:
+            s, c = places[i], np.int64(clusters[i])
+            all_rows = table[s, S_CLUSTERS]
+            sums = rows_of(w, h, table[s, FINE + 1], all_rows, kind)
+            scale = one
+            if w[SCALED]:
+                scale = to_float(scales_of(w, h, table[s, FINE + 2], all_rows)[c, 1])
+            was = held
+            held = _add_sum(
+                shares,
+                i,
+                shrink,
+                mass,
+                total,
+                sums,
+                scale,
+                c,
+                sizes[i],
+                rows,
+                weights,
+                held,
+                threshold,
+            )
+            sums_read += held != was
+    if w[TWO_LEVEL]:
+        shares = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
+        zones, sizes = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h]
+        for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
+            groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
+            sums = rows_of(w, h, table[s, COARSE + 1], groups, kind)
+            scales = scales_of(w, h, table[s, COARSE + 2], groups)
+            for m in range(groups):
+                i = before + m
+                if zones[i] == DROPPED and sizes[i] > 0:
+                    scale = to_float(scales[m, 1]) if w[SCALED] else one
+                    was = held
+                    held = _add_sum(
+                        shares,
+                        i,
+                        shrink,
+                        mass,
+                        total,
+                        sums,
+                        scale,
+                        m,
+                        sizes[i],
+                        rows,
+                        weights,
+                        held,
+                        threshold,
+                    )
+                    sums_read += held != was
+    for i in range(held, BLOCK):
+        rows[i] = np.float32(0.0)
+        weights[:, i] = np.float32(0.0)
+    add_rows(weights, NONE, rows, total)
+    i8(w, PART_BYTES)[0, task] = w[DIM] * (rows_read * stored.itemsize + sums_read * kind.itemsize)
+
+
+@jit()
+def merge_parts(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+    """Pass 6: the parts and the steady zone together, and the bytes read."""
+    count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
+    steady_out, steady_lse = f4(w, STEADY_OUT), f4(w, STEADY_LSE)[0]
+    tops, masses, exacts = f4(w, PART_TOP), f4(w, PART_MASS), f4(w, PART_EXACT)
+    sums, outs = f4(w, PART_SUM), f4(w, OUT)
+    shares, lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0]
+    found, part_bytes = i8(w, FOUND), i8(w, PART_BYTES)[0]
+    for h in range(start, stop, stride):
+        read = np.int64(0)
+        scored = found[h, 1] + (w[GROUPS] if w[TWO_LEVEL] else 0)
+        read += scored * (w[DIM] * kind.itemsize + (10 if w[SCALED] else 6))
+        for task in range(h * parts, (h + 1) * parts):
+            read += part_bytes[task]
+        for g in range(count):
+            at = h * count + g
+            out = outs[at]
+            top = max(steady_lse[at], z[h, g])
+            for task in range(h * parts, (h + 1) * parts):
+                top = max(top, tops[task, g])
+            weight = exp(steady_lse[at] - top)
+            total, exact = weight, weight
+            for d in range(len(out)):
+                out[d] = weight * steady_out[at, d]
+            for task in range(h * parts, (h + 1) * parts):
+                weight = exp(tops[task, g] - top)
+                total += weight * masses[task, g]
+                exact += weight * exacts[task, g]
+                for d in range(len(out)):
+                    out[d] += weight * sums[task * count + g, d]
+            for d in range(len(out)):
+                out[d] /= total
+            shares[at] = exact / total
+            lses[at] = top + np.log(exact)
+        i8(w, BYTES)[0, h] = read

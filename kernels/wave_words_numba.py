@@ -1,0 +1,127 @@
+"""What a compiled decode step works on: one array of words that says where everything lies."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from .jit_numba import jit, pointer
+
+TILE = 32
+"""Tokens of a cluster whose logits are held at once."""
+BLOCK = 4
+"""Rows that one loop over dimensions multiplies."""
+LINE = 64
+"""Bytes of a cache line."""
+AHEAD = 16
+"""How many value sums ahead of the one that is added the next ones are asked for."""
+PIECES = 4
+"""Pieces of work per thread where clusters are read."""
+DROPPED, RETRIEVED, ESTIMATED = np.arange(3, dtype=np.int32)
+NONE, ONE = np.int64(0), np.int64(1)
+
+# What a step works on is one int64 array, `w`: numbers first, then three words for each array
+# (address, rows, columns). Handing dozens of arrays to every function would take minutes to
+# compile; so would Python integers as names, because numba compiles anew for each.
+KV_HEADS = np.int64(0)
+GROUP = np.int64(1)
+DIM = np.int64(2)
+SEGMENTS = np.int64(3)
+PARTS = np.int64(4)
+GROUPS = np.int64(5)
+SINGLES = np.int64(6)
+SCALED = np.int64(7)
+TWO_LEVEL = np.int64(8)
+WHOLE = np.int64(9)
+SECOND_ORDER = np.int64(10)
+FLOOR = np.int64(11)
+LEAST = np.int64(12)
+Q = np.int64(13)  # float32 [Hq, D], the scale in it
+NORMS = np.int64(16)  # float32 [1, Hq]: squares of their lengths
+STEADY_OUT = np.int64(19)  # float32 [Hq, D]
+STEADY_LSE = np.int64(22)  # float32 [1, Hq]
+TABLE = np.int64(25)  # int64 [S, columns]: `SegmentTable.rows`
+LOGS = np.int64(28)  # float32 [1, n]: log of 0 ... n - 1
+RULES = np.int64(31)  # float64 [1, 9]: DESCEND ... below
+COARSE_MASS = np.int64(34)  # float32 [H * G, groups]: log masses
+COARSE_RANK = np.int64(37)  # float32 [H, groups]
+COARSE_SIZE = np.int64(40)  # int32 [H, groups]: tokens
+COARSE_ZONE = np.int64(43)  # int32 [H, groups]: RETRIEVED is descended into
+SINGLE_MASS = np.int64(46)  # float32 [H * G, singles]
+FINE_MASS = np.int64(49)  # float32 [H * G, candidates]: log masses; the singles come last
+RANK = np.int64(52)  # float32 [H, candidates]
+SIZE = np.int64(55)  # int32 [H, candidates]: tokens
+ZONE = np.int64(58)  # int32 [H, candidates]
+SEGMENT = np.int64(61)  # int32 [H, candidates]: where a candidate is
+CLUSTER = np.int64(64)  # int32 [H, candidates]
+# int64 [H, 5]: grouped candidates, candidates, tokens to take, clusters, tokens
+FOUND = np.int64(67)
+Z = np.int64(70)  # float32 [H, G]: log of the whole mass
+BUCKET_TOKENS = np.int64(73)  # int64 [H, BUCKETS]
+BUCKET_NUMBER = np.int64(76)  # int64 [H, BUCKETS]
+BUCKET_MASS = np.int64(79)  # float64 [H, BUCKETS]
+PART_TOP = np.int64(82)  # float32 [T, G]; T = H * PARTS; masses and sums are relative to e^top
+PART_MASS = np.int64(85)  # float32 [T, G]
+PART_EXACT = np.int64(88)  # float32 [T, G]
+PART_SUM = np.int64(91)  # float32 [T * G, D]
+PART_SCORES = np.int64(94)  # float32 [T * G, TILE]
+PART_ROWS = np.int64(97)  # float32 [T * BLOCK, D]
+PART_BYTES = np.int64(100)  # int64 [1, T]
+OUT = np.int64(103)  # float32 [Hq, D]
+EXACT = np.int64(106)  # float32 [1, Hq]
+TOKENS = np.int64(109)  # int64 [1, H]: retrieved
+BYTES = np.int64(112)  # int64 [1, H]
+PART_AT = np.int64(115)  # int64 [T * 4, TILE]: addresses, two tiles of keys and values
+LSE_EXACT = np.int64(118)  # float32 [1, Hq]
+PLAIN_RANK = np.int64(121)  # float32 [H, candidates]: ranks without sizes
+WORDS = 124
+# Of RULES.
+DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
+SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN, LEAST_GROUPS = np.arange(4, 9)
+# Columns of TABLE.
+FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
+STARTS, OFFSETS, MEAN, KEYS, VALUES = np.arange(8, 13)
+S_CLUSTERS, S_GROUPS, S_SINGLES, S_TOKENS, S_GROUPS_BEFORE, S_SINGLES_BEFORE = np.arange(13, 19)
+
+
+@jit()
+def f4(w, name):  # type: ignore[no-untyped-def]
+    return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.float32)
+
+
+@jit()
+def f8(w, name):  # type: ignore[no-untyped-def]
+    return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.float64)
+
+
+@jit()
+def i4(w, name):  # type: ignore[no-untyped-def]
+    return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.int32)
+
+
+@jit()
+def i8(w, name):  # type: ignore[no-untyped-def]
+    return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.int64)
+
+
+@jit()
+def rows_of(w, h, address, rows, kind):  # type: ignore[no-untyped-def]
+    """[rows, D] of KV head h of an array [H, rows, D]; `kind` is an empty array of its dtype."""
+    at = address + h * rows * w[DIM] * kind.itemsize
+    return carray(pointer(at), (rows, w[DIM]), kind.dtype)
+
+
+@jit()
+def runs_of(w, h, s):  # type: ignore[no-untyped-def]
+    """`starts` and `group_offsets` of KV head h of segment s."""
+    table = i8(w, TABLE)
+    n, m = table[s, S_CLUSTERS] + 1, table[s, S_GROUPS] + 1
+    starts = carray(pointer(table[s, STARTS] + h * n * 4), n, np.int32)
+    offsets = carray(pointer(table[s, OFFSETS] + h * m * 4), m, np.int32)
+    return starts, offsets
+
+
+@jit()
+def scales_of(w, h, address, rows):  # type: ignore[no-untyped-def]
+    """[rows, 2] of KV head h; not to be read unless w[SCALED]."""
+    return carray(pointer(address + h * rows * 4), (rows, 2), np.uint16)

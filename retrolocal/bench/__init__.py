@@ -1,0 +1,1 @@
+"""`retrolocal bench`: how fast attention, generation and reading are."""

@@ -1,0 +1,203 @@
+"""`retrolocal bench attention`: one decode step of one layer, dense against paper against wave.
+
+The dense baseline is the best that PyTorch has on the device: grouped scaled_dot_product_attention
+in the stored dtype, or in float32 where that is faster. Speed and error of a scheme come from the
+same run with the same settings, the defaults of the program. Every timed step has another query
+than the one before, and the schemes take turns, so that none finds its data in a cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import WaveConfig
+from ..errors import DataError
+from ..fidelity import Measured, Steady, build_index, compare, steady_attention
+from ..kernels.attention import full_attention
+from ..measurement import Progress
+from ..memory import MemoryEstimate, require
+from ..wave.index import WaveIndex
+from .options import AttentionOptions
+from .synthetic import AttentionData, structured_data
+
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
+    """Raises DataError for a file that does not fit, MemoryLimitError for more than there is."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data = _data(options, progress)
+    stored = DTYPES[options.store_type or options.dtype]
+    k, v = data.k.to(stored), data.v.to(stored)
+    paper = WaveConfig(scheme="paper", index_type="bf16", outlier_fraction=0.0)
+    ours = WaveConfig(budget=options.budget, index_type=options.index_type)
+    schemes: dict[str, tuple[WaveIndex, Steady]] = {}
+    build_ms = {}
+    for name, config in (("paper", paper), ("wave", ours)):
+        progress(f"building the index: {name}")
+        began = time.perf_counter()
+        schemes[name] = build_index(k, v, config)
+        build_ms[name] = (time.perf_counter() - began) * 1e3
+    progress("measuring speed")
+    times = _times(data, k, v, schemes, options.repeats)
+    measured: dict[str, Measured] = {}
+    for (name, config), (index, steady) in zip(
+        (("paper", paper), ("wave", ours)), schemes.values(), strict=True
+    ):
+        progress(f"measuring errors: {name}")
+        measured[name] = compare(data.q, k, v, config, index=index, steady=steady)
+    dense_ms = min(times[name] for name in times if name.startswith("dense"))
+    wave = schemes["wave"][0]
+    return {
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "tokens": k.shape[1],
+        "q_heads": data.q.shape[1],
+        "kv_heads": k.shape[0],
+        "head_dim": k.shape[2],
+        "steps": data.q.shape[0],
+        "dense_ms": dense_ms,
+        "dense_f32_ms": times.get("dense float32"),
+        "paper": {"ms": times["paper"], **_errors(measured["paper"])},
+        "wave": {
+            "ms": times["wave"],
+            **_errors(measured["wave"]),
+            "mass_estimated": float(1 - measured["wave"].mass_exact.mean()),
+            "mass_estimated_believed": float(measured["wave"].mass_estimated.mean()),
+            "retrieved_tokens": float(measured["wave"].retrieved_tokens.mean()),
+        },
+        "speedup": dense_ms / times["wave"],
+        "error_ratio": float(
+            measured["wave"].relative_error.median() / measured["paper"].relative_error.median()
+        ),
+        "build_ms": build_ms["wave"],
+        "index_bytes": wave.bytes,
+        "settings": asdict(ours) | {"gain": options.gain if options.data is None else None},
+    }
+
+
+def _errors(measured: Measured) -> dict[str, float]:
+    errors = measured.relative_error.flatten()
+    return {
+        "bytes": float(measured.bytes.mean()),
+        "relative_error": float(errors.median()),
+        "relative_error_p95": float(errors.quantile(0.95)),
+        "mass_exact": float(measured.mass_exact.mean()),
+    }
+
+
+def _times(
+    data: AttentionData,
+    k: Tensor,
+    v: Tensor,
+    schemes: dict[str, tuple[WaveIndex, Steady]],
+    repeats: int,
+) -> dict[str, float]:
+    """Median milliseconds of a step, `repeats` times over all steps, the schemes in turn."""
+    queries = data.q.to(k.dtype)
+    scale = k.shape[2] ** -0.5
+
+    def dense(keys: Tensor, values: Tensor) -> Callable[[Tensor], object]:
+        return lambda q: full_attention(q[:, None].to(keys.dtype), keys, values, scale=scale)
+
+    def through(index: WaveIndex, steady: Steady) -> Callable[[Tensor], object]:
+        return lambda q: index.answer(q, steady_attention(q, steady))
+
+    steps = {"dense": dense(k, v)}
+    if k.dtype != torch.float32 and 2 * k.numel() * 4 <= FLOAT32_LIMIT:
+        steps["dense float32"] = dense(k.float(), v.float())
+    steps |= {name: through(*scheme) for name, scheme in schemes.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step(queries[0])
+    for _ in range(repeats):
+        for query in queries:
+            for name, step in steps.items():
+                began = time.perf_counter()
+                step(query)
+                taken[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+FLOAT32_LIMIT = 2 << 30
+"""Bytes up to which keys and values are also kept in float32, as a second dense baseline."""
+
+
+def _data(options: AttentionOptions, progress: Progress) -> AttentionData:
+    dtype = DTYPES[options.dtype]
+    if options.data is not None:
+        progress(f"reading {options.data}")
+        data = read_data(options.data)
+        tokens, steps = options.tokens, options.steps
+        return AttentionData(
+            data.q[:steps].to(dtype), data.k[:, :tokens].to(dtype), data.v[:, :tokens].to(dtype)
+        )
+    per_token = 2 * options.kv_heads * options.head_dim
+    needed = MemoryEstimate(
+        weights=0,
+        cache=2 * options.tokens * per_token * dtype.itemsize,
+        workspace=options.tokens * (options.head_dim * 24 + 8 * options.q_heads),
+    )
+    require(needed, model="the benchmark", tokens=options.tokens)
+    progress("making structured keys and values")
+    return structured_data(
+        tokens=options.tokens,
+        q_heads=options.q_heads,
+        kv_heads=options.kv_heads,
+        head_dim=options.head_dim,
+        steps=options.steps,
+        gain=options.gain,
+        seed=options.seed,
+        dtype=dtype,
+    )
+
+
+def read_data(file: Path) -> AttentionData:
+    """A safetensors file with q [S, Hq, D], k and v [Hkv, N, D], keys after RoPE.
+
+    Raises DataError naming what is wrong, and where a key or value is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise DataError(f"{file}: there is no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({error})") from None
+    missing = [name for name in ("q", "k", "v") if name not in tensors]
+    if missing:
+        raise DataError(
+            f"{file}: has no tensor {missing[0]!r}; q [S, Hq, D], k and v [Hkv, N, D] are needed"
+        )
+    q, k, v = (tensors[name] for name in ("q", "k", "v"))
+    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    fits = q.ndim == k.ndim == 3 and k.shape == v.shape and q.shape[2] == k.shape[2]
+    if not fits or 0 in (*q.shape, *k.shape) or q.shape[1] % k.shape[0]:
+        raise DataError(
+            f"{file}: {shapes}; needed are q [S, Hq, D], k and v [Hkv, N, D], Hq a multiple of Hkv"
+        )
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not tensor.is_floating_point():
+            raise DataError(f"{file}: {name} is {tensor.dtype}; floating point is needed")
+        wrong = (~torch.isfinite(tensor)).nonzero()
+        if len(wrong):
+            first, second, _ = wrong[0].tolist()
+            where = (
+                f"step {first}, head {second}"
+                if name == "q"
+                else f"head {first}, position {second}"
+            )
+            raise DataError(f"{file}: {name} is not finite at {where}")
+    return AttentionData(q, k, v)

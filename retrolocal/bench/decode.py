@@ -1,0 +1,255 @@
+"""Whole-model speed at depths, as llama-bench measures it: tokens per second, no sampling.
+
+A depth is reached by handing synthetic keys and values to the layer caches, which is much quicker
+than reading a text and leaves caches of the same shape and structure. Every repetition starts
+from the same caches and feeds the same random tokens. Before the first one, a step (or one batch
+of the prompt) is run that is not counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median, stdev
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..caches import AnyCache, layer_caches
+from ..config import CacheKind, SessionConfig
+from ..generate import prefill
+from ..measurement import Progress, Result
+from ..models.config import ModelConfig
+from ..models.decoder import Decoder
+from .model import TimedModel, find_model, open_decoder, require_room
+from .options import SpeedOptions
+from .synthetic import AttentionData, structured_data
+
+CHUNK = 8192
+"""Tokens handed to a cache at once while a depth is filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One test: seconds of every repetition, and of every step where it generates."""
+
+    seconds: list[float]
+    steps: list[float]
+
+
+def run(options: SpeedOptions, progress: Progress) -> Result:
+    """Runs all tests; raises RetrolocalError, for what does not fit before anything large is made.
+
+    The rows under `results` hold tokens per second, and `step_ms` for generation.
+    """
+    if options.session.threads:
+        torch.set_num_threads(options.session.threads)
+    model = find_model(options, progress)
+    require_room(model, options)
+    decoder = open_decoder(model, options, progress)
+    data = _synthetic(model, max(options.depths), options.seed, progress)
+    rows = [
+        row
+        for depth in options.depths
+        for kind in options.caches
+        for row in _at_depth(_Bench(model, decoder, options, progress), data, depth, kind)
+    ]
+    return {
+        "version": __version__,
+        "weights": "random" if options.random_weights else "checkpoint",
+        "repetitions": options.repetitions,
+        "seed": options.seed,
+        "results": rows,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    model: TimedModel
+    decoder: Decoder
+    options: SpeedOptions
+    progress: Progress
+
+
+def _at_depth(
+    bench: _Bench, data: AttentionData | None, depth: int, kind: str
+) -> list[dict[str, object]]:
+    """One row for each test with one kind of cache."""
+    session = replace(bench.options.session, cache=cast(CacheKind, kind))
+    if depth:
+        bench.progress(f"filling {kind} caches with {depth:,} tokens")
+    caches = filled_caches(
+        bench.model.config, session, data, depth, bench.model.dtype, bench.model.device
+    )
+    rows = []
+    for prompt, generated in bench.options.tests:
+        test = (f"pp{prompt}" if prompt else f"tg{generated}") + (f" @ d{depth}" if depth else "")
+
+        def report(number: int, speed: float, label: str = f"{test}, {kind}") -> None:
+            total = bench.options.repetitions
+            bench.progress(f"{label}: {number}/{total}, {speed:.2f} tokens/s")
+
+        timing = time_test(bench.decoder, caches, depth, prompt, generated, bench.options, report)
+        rows.append(_row(bench.model, kind, test, (prompt, generated, depth), timing))
+    return rows
+
+
+def filled_caches(
+    config: ModelConfig,
+    session: SessionConfig,
+    data: AttentionData | None,
+    depth: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[AnyCache]:
+    """A cache for every layer with the first `depth` tokens of `data` in it, settled.
+
+    Layers of one kind get the same tokens: one cache is filled, the others are copies of it with
+    memory of their own.
+    """
+    caches = layer_caches(config, session, dtype, device)
+    if data is None or depth == 0:
+        return caches
+    full: dict[int | None, AnyCache] = {}
+    for index, layer in enumerate(config.layers):
+        if layer.window in full:
+            caches[index] = copy.deepcopy(full[layer.window])
+            continue
+        full[layer.window] = caches[index]
+        nothing = torch.empty(config.heads, 0, config.head_dim, dtype=data.k.dtype, device=device)
+        for first in range(0, depth, CHUNK):
+            end = min(first + CHUNK, depth)
+            k, v = (t[:, first:end].to(device) for t in (data.k, data.v))
+            caches[index].attend(nothing, k, v, torch.arange(first, end, device=device))
+        caches[index].settle()
+    return caches
+
+
+def time_test(
+    decoder: Decoder,
+    caches: Sequence[AnyCache],
+    depth: int,
+    prompt: int,
+    generated: int,
+    options: SpeedOptions,
+    report: Callable[[int, float], None],
+) -> Timing:
+    """Reads `prompt` tokens, or generates `generated` when that is 0; the caches stay as they are.
+
+    `report(number, tokens per second)` is called after each repetition.
+    """
+    device = decoder.embedding.weight.device
+    generator = torch.Generator().manual_seed(options.seed)
+    count = prompt or generated
+    ids = torch.randint(decoder.config.vocab_size, (count,), generator=generator).to(device)
+    before: list[Any] = [cache.snapshot() for cache in caches]
+    timing = Timing([], [])
+
+    def once(ids: Tensor) -> list[float]:
+        if prompt:
+            return [_read(decoder, caches, depth, ids, options.session.batch_size)]
+        return _generate(decoder, caches, depth, ids)
+
+    def go_back() -> None:
+        for cache, snapshot in zip(caches, before, strict=True):
+            cache.restore(snapshot)
+
+    once(ids[: options.session.batch_size if prompt else 1])
+    go_back()
+    for number in range(1, options.repetitions + 1):
+        steps = once(ids)
+        go_back()
+        timing.seconds.append(sum(steps))
+        timing.steps.extend(steps if generated else [])
+        report(number, count / sum(steps))
+    return timing
+
+
+def _read(
+    decoder: Decoder, caches: Sequence[AnyCache], depth: int, ids: Tensor, batch: int
+) -> float:
+    """Seconds until a prompt is in the caches, settled, and its last logits are known."""
+    began = _now(ids.device)
+    for _ in prefill(decoder, caches, ids, depth, chunk_tokens=batch):
+        pass
+    for cache in caches:
+        cache.settle()
+    return _now(ids.device) - began
+
+
+def _generate(decoder: Decoder, caches: Sequence[AnyCache], depth: int, ids: Tensor) -> list[float]:
+    """Seconds of each step: one token into the caches, its logits out."""
+    positions = torch.arange(depth, depth + ids.shape[0], device=ids.device)
+    seconds = []
+    for step in range(ids.shape[0]):
+        began = _now(ids.device)
+        decoder(ids[step : step + 1], positions[step : step + 1], caches, 1)
+        seconds.append(_now(ids.device) - began)
+    return seconds
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _synthetic(
+    model: TimedModel, tokens: int, seed: int, progress: Progress
+) -> AttentionData | None:
+    if tokens == 0:
+        return None
+    progress(f"drawing keys and values of {tokens:,} tokens")
+    return structured_data(
+        tokens=tokens,
+        q_heads=model.config.heads,
+        kv_heads=model.config.kv_heads,
+        head_dim=model.config.head_dim,
+        steps=1,
+        seed=seed,
+        dtype=model.dtype,
+    )
+
+
+def _row(
+    model: TimedModel, kind: str, test: str, counts: tuple[int, int, int], timing: Timing
+) -> dict[str, object]:
+    prompt, generated, depth = counts
+    speeds = [(prompt or generated) / seconds for seconds in timing.seconds]
+    return {
+        "model": model.name,
+        "params": model.parameters,
+        "size_bytes": model.weight_bytes,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cache": kind,
+        "test": test,
+        "n_prompt": prompt,
+        "n_gen": generated,
+        "n_depth": depth,
+        "samples_tps": speeds,
+        "mean_tps": mean(speeds),
+        "stddev_tps": stdev(speeds) if len(speeds) > 1 else 0.0,
+        "step_ms": step_milliseconds(timing.steps) if timing.steps else None,
+    }
+
+
+def step_milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, nearest-rank percentiles and maximum."""
+    ordered = sorted(1e3 * step for step in seconds)
+
+    def rank(share: float) -> float:
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+    return {
+        "median": median(ordered),
+        "p95": rank(0.95),
+        "p999": rank(0.999),
+        "max": ordered[-1],
+    }

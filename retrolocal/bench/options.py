@@ -1,0 +1,161 @@
+"""The options of the benchmarks as frozen values, checked where they enter. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from ..config import CacheKind, SessionConfig, WaveConfig
+from ..errors import UsageError
+from ..measurement import MAX_SEED
+
+MAX_COUNT = (1 << 31) - 1
+"""Of tokens, heads, repetitions: more is a slip of the keyboard."""
+
+TensorType = Literal["bf16", "f32"]
+IndexType = Literal["int8", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOptions:
+    """`retrolocal bench attention`: decode steps of attention over one layer's keys and values."""
+
+    tokens: int = 131_072
+    q_heads: int = 28
+    kv_heads: int = 4
+    head_dim: int = 128
+    dtype: TensorType = "bf16"
+    """Of queries, and of the keys and values that dense attention reads."""
+    store_type: TensorType | None = None
+    """Of the keys and values in the wave cache's store; None: `dtype`."""
+    index_type: IndexType = "int8"
+    """Of the centroids that a query is ranked against."""
+    data: Path | None = None
+    """Recorded queries, keys and values in place of structured synthetic ones: the first `tokens`
+    and `steps` of them; the heads and the gain are their own."""
+    steps: int = 8
+    """Decode steps, each with queries of its own."""
+    gain: float = 2.0
+    """How sharp synthetic attention is: 1 diffuse, 2 middle, 3 sharp."""
+    repeats: int = 5
+    """Timed passes over all steps."""
+    budget: float | None = None
+    """As in WaveConfig."""
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "q_heads", "kv_heads", "head_dim", "steps", "repeats"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        if self.q_heads % self.kv_heads:
+            raise UsageError(
+                f"--q-heads is {self.q_heads:,} and --kv-heads {self.kv_heads:,}; "
+                "the former must be a multiple of the latter"
+            )
+        if self.head_dim % 2:
+            raise UsageError(f"--head-dim is {self.head_dim:,}; RoPE needs an even number")
+        if not (math.isfinite(self.gain) and self.gain > 0):
+            raise UsageError(f"--gain is {self.gain}; give a finite number above 0")
+        _seed(self.seed)
+        SessionConfig(threads=self.threads, wave=WaveConfig(budget=self.budget))
+
+    @property
+    def compares(self) -> str:
+        data = f"{self.tokens:,} tokens of {self.data}"
+        if self.data is None:
+            data = (
+                f"{self.tokens:,} synthetic tokens of gain {self.gain:g}, {self.q_heads} query "
+                f"and {self.kv_heads} KV heads of {self.head_dim} dimensions"
+            )
+        return f"a decode step of wave attention with one of dense attention, {self.dtype}, {data}"
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedOptions:
+    """`retrolocal bench decode` and `bench prefill`: whole-model speed at depths."""
+
+    model: str
+    """A folder, a Hub id or `builtin`; with random weights a config.json serves too."""
+    random_weights: bool = False
+    depths: tuple[int, ...] = (0,)
+    """Tokens that are in the caches before a test begins."""
+    n_gen: tuple[int, ...] = ()
+    """Tokens of each generation test; 0 is no test."""
+    n_prompt: tuple[int, ...] = ()
+    """Tokens of each prompt-reading test; 0 is no test."""
+    repetitions: int = 3
+    caches: tuple[str, ...] = ("auto",)
+    """As of `--cache`; each is timed."""
+    session: SessionConfig = field(default_factory=SessionConfig)
+    """Device, dtype, threads, batch size, wave settings; its `cache` is not used."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        for flag, counts in (
+            ("--n-depth", self.depths),
+            ("--n-gen", self.n_gen),
+            ("--n-prompt", self.n_prompt),
+        ):
+            for count in counts:
+                _at_least(flag, count, 0)
+        _at_least("--repetitions", self.repetitions, 1)
+        for cache in self.caches:
+            SessionConfig(cache=cast(CacheKind, cache))
+        _seed(self.seed)
+        if not self.tests:
+            raise UsageError("there is nothing to time; give --n-gen or --n-prompt above 0")
+
+    @property
+    def tests(self) -> list[tuple[int, int]]:
+        """Tokens of prompt and of generation of each test; one of the two is 0."""
+        prompts = ((count, 0) for count in dict.fromkeys(self.n_prompt) if count)
+        generations = ((0, count) for count in dict.fromkeys(self.n_gen) if count)
+        return [*prompts, *generations]
+
+    @property
+    def compares(self) -> str:
+        doing = [
+            *(["reading a prompt (pp)"] if any(prompt for prompt, _ in self.tests) else []),
+            *(["generating token by token (tg)"] if any(gen for _, gen in self.tests) else []),
+        ]
+        return (
+            f"tokens per second of a whole model, {self.model}, {' and '.join(doing)} with a "
+            f"{' and a '.join(self.caches)} cache at depth {_listed(self.depths)}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        notes = []
+        if any(self.depths):
+            notes.append(
+                "depths are filled with structured synthetic keys and values, the same in every "
+                "layer, not by reading a text: speed depends on their shape and structure only"
+            )
+        if self.random_weights:
+            notes.append("the weights are random: speed is measured, not fidelity")
+        if set(self.caches) - {"dense"} and any(prompt for prompt, _ in self.tests):
+            notes.append("reading a prompt includes the clustering of what it adds to a wave cache")
+        return notes
+
+
+def _at_least(flag: str, number: int, least: int) -> None:
+    if not least <= number <= MAX_COUNT:
+        raise UsageError(f"{flag} is {number:,}; give {least} to {MAX_COUNT:,}")
+
+
+def _seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed is {seed}; give 0 to {MAX_SEED}")
+
+
+def _listed(counts: Iterable[int]) -> str:
+    return " and ".join(f"{count:,}" for count in counts)

@@ -1,0 +1,61 @@
+"""Which cache each layer of a model gets, and from which lengths on it uses the index."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .cache import DenseCache, RingCache
+from .config import SessionConfig
+from .crossover import Crossover, Shape, crossover, tokens_of
+from .models.config import ModelConfig
+from .wave.cache import Lengths, WaveCache, never
+
+AnyCache = DenseCache | RingCache | WaveCache
+
+
+def layer_caches(
+    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
+) -> list[AnyCache]:
+    """An empty cache for every layer."""
+    lengths = wave_lengths(model, config, dtype, device)
+
+    def cache(number: int, window: int | None) -> AnyCache:
+        if window is not None:
+            return RingCache(window)
+        if config.cache == "dense":
+            return DenseCache()
+        return WaveCache(config.wave, layer=number, lengths=lengths)
+
+    return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
+
+
+def wave_lengths(
+    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
+) -> Lengths:
+    """From which lengths on the layers' caches use the index; measured when first asked."""
+    wave = config.wave
+    shape = Shape(
+        q_heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+
+    @functools.cache
+    def measured() -> Crossover:
+        return crossover(shape, wave)
+
+    def from_prefill() -> int:
+        if config.prefill == "auto":
+            return tokens_of(measured().prefill, wave)
+        return 0 if config.prefill == "wave" else never()
+
+    def from_cluster() -> int:
+        return 0 if config.cache == "wave" else tokens_of(measured().decode, wave)
+
+    return Lengths(
+        cluster=from_cluster, prefill=from_prefill, may_stay_dense=config.cache == "auto"
+    )

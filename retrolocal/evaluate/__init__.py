@@ -1,0 +1,1 @@
+"""`retrolocal eval`: how faithful a cache is to attention over everything."""

@@ -1,0 +1,83 @@
+"""The command line of `retrolocal eval`. No torch: what measures is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import command_parser
+from ..config import SessionConfig
+from ..errors import UsageError
+from ..measurement import Measurement, common_options, run_one_of
+from ..shared_options import device_options, model_options
+from .options import AttentionOptions
+from .report import attention_lines
+
+CLOSING = "Attention over a book, wave against dense:  retrolocal eval attention -f book.txt"
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Runs `retrolocal eval ARGUMENTS...`; returns the exit code."""
+    return run_one_of("eval", EVALUATIONS, CLOSING, arguments)
+
+
+def attention_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal eval attention",
+        "retrolocal eval attention [-m MODEL] -f FILE [options]",
+        "Reads a text with a model and compares, layer by layer, what wave attention answers its "
+        "queries with what attention over everything does.",
+    )
+    group = parser.add_argument_group("model and text")
+    model_options(group)
+    group.add_argument(
+        "-f", "--file", metavar="FILE", help="a text, Markdown or PDF document; - is stdin"
+    )
+    group.add_argument(
+        "--tokens", type=int, metavar="N", help="tokens of it to read (default: all)"
+    )
+    device_options(group)
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--questions",
+        type=int,
+        default=16,
+        metavar="N",
+        help="places of the text whose queries are compared (default: %(default)s)",
+    )
+    group.add_argument("--plot", metavar="FILE.svg", help="draw the result into this file")
+    common_options(group)
+    return parser
+
+
+def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
+    """Raises UsageError for what makes no sense."""
+    if not arguments.file:
+        raise UsageError("--file is missing; give the document to read with -f")
+    return AttentionOptions(
+        model="builtin" if arguments.model is None else arguments.model,
+        file=arguments.file,
+        tokens=arguments.tokens,
+        questions=arguments.questions,
+        plot=None if arguments.plot is None else Path(arguments.plot),
+        session=SessionConfig(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            revision=arguments.revision,
+            offline=arguments.offline,
+        ),
+        seed=arguments.seed,
+    )
+
+
+EVALUATIONS = {
+    "attention": Measurement(
+        summary="wave attention against dense attention, on a model and a text",
+        parser=attention_parser,
+        options=attention_options,
+        module="retrolocal.evaluate.attention",
+        lines=attention_lines,
+    ),
+}

@@ -1,0 +1,54 @@
+"""The options of the evaluations as frozen values, checked where they enter. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import SessionConfig
+from ..errors import UsageError
+from ..measurement import MAX_SEED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOptions:
+    """`retrolocal eval attention`: wave attention against dense, on a real model and text."""
+
+    model: str
+    """A folder, a Hub id or `builtin`."""
+    file: str
+    """The text to read; `-` is stdin."""
+    tokens: int | None = None
+    """Tokens of the text to read; None: all of them."""
+    questions: int = 16
+    """Places of the text whose queries are compared."""
+    plot: Path | None = None
+    """An SVG to write."""
+    session: SessionConfig = field(default_factory=SessionConfig)
+    """Device, dtype, threads; its `cache` is not used."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        for flag, number in (("--tokens", self.tokens), ("--questions", self.questions)):
+            if number is not None and number < 1:
+                raise UsageError(f"{flag} is {number:,}; it must be at least 1")
+        if self.plot is not None and self.plot.suffix != ".svg":
+            raise UsageError(f"--plot is {self.plot}; give a file that ends in .svg")
+        if self.plot is not None and not self.plot.parent.is_dir():
+            raise UsageError(f"--plot: there is no folder {self.plot.parent}; make it first")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(f"--seed is {self.seed}; give 0 to {MAX_SEED}")
+
+    @property
+    def compares(self) -> str:
+        length = "all" if self.tokens is None else f"the first {self.tokens:,}"
+        return (
+            f"wave attention with dense attention, under the queries of {self.model} at "
+            f"{self.questions:,} places, over {length} tokens of {self.file}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return []

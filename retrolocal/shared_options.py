@@ -1,0 +1,105 @@
+"""Options that several commands have, spelt and explained in one place."""
+
+from __future__ import annotations
+
+from argparse import Namespace, _ArgumentGroup
+
+from .arguments import budget
+from .config import WaveConfig, environment
+
+
+def model_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "-m",
+        "--model",
+        "-hf",
+        "--hf-repo",
+        metavar="MODEL",
+        default=environment("MODEL"),
+        help="a folder, a Hub id (org/name[@revision]), or builtin: a tiny model that comes with "
+        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else builtin)",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    group.add_argument("--offline", action="store_true", help="never use the network")
+
+
+def device_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="auto|float32|bfloat16|float16",
+        help="of weights and cache (default: the checkpoint's)",
+    )
+
+
+def threads_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: all cores)",
+    )
+
+
+def wave_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--scheme",
+        default="wave",
+        metavar="wave|paper",
+        help="paper: selection and estimation as published in RetroInfer (default: wave)",
+    )
+    budget_option(group)
+    index_option(group)
+
+
+def wave_config(arguments: Namespace) -> WaveConfig:
+    """The settings of `wave_options`; raises UsageError."""
+    return WaveConfig(
+        scheme=arguments.scheme, budget=arguments.budget, index_type=arguments.index_type
+    )
+
+
+def prefill_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--prefill",
+        default="auto",
+        metavar="auto|dense|wave",
+        help="how a long prompt is read: exactly, or through the index (auto: from the length on "
+        "where that is faster, measured once on this machine)",
+    )
+
+
+def index_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--index-type",
+        default="int8",
+        metavar="int8|bf16|f32",
+        help="how the wave index keeps centroids and value sums (default: %(default)s)",
+    )
+
+
+def budget_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--budget",
+        type=budget,
+        default="auto",
+        metavar="auto|FRACTION",
+        help="share of the text attended exactly in a step; 1 is dense attention (auto: as much "
+        "as the mass asks for, up to a few per cent)",
+    )
+
+
+def batch_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens of the prompt read at once (default: %(default)s)",
+    )

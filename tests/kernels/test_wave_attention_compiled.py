@@ -1,0 +1,308 @@
+"""The compiled step against the reference, over shapes, types, budgets and very many tokens."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retrolocal.config import WaveConfig
+from retrolocal.kernels import wave_attention as module
+from retrolocal.kernels.segment import SegmentTable
+from retrolocal.kernels.wave_attention import (
+    NEGLIGIBLE,
+    Selection,
+    StepAnswer,
+    compiled,
+    wave_attention,
+    wave_attention_reference,
+)
+
+pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
+
+STORES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUICK = {("int8", "bfloat16"), ("int8", "float32"), ("f32", "float32")}
+"""Every pair of types is compiled on its own, which takes a while: the others are slow."""
+PAIRS = [
+    pytest.param(index, store, marks=() if (index, store) in QUICK else pytest.mark.slow)
+    for index in ("int8", "bf16", "f32")
+    for store in STORES
+]
+AUTO = Selection(descend=0.2, tokens=0.1, floor=8, epsilon=0.002)
+PAPER = Selection(descend=1.0, tokens=1.0, clusters=0.018, second_order=False, estimated=0.232)
+SELECTIONS = {
+    "auto": AUTO,
+    "auto, sharp": replace(AUTO, sure=0.3, sharp_tokens=0.3, floor=0),
+    "auto, at least": replace(AUTO, tokens=0.01, least=100, least_groups=7),
+    "auto, much": replace(AUTO, tokens=1.0, epsilon=0.05),
+    "auto, one level": replace(AUTO, descend=1.0, floor=0),
+    "a share": replace(AUTO, descend=0.5, floor=0, epsilon=0.0),
+    "budget 0.02": Selection(descend=0.2, tokens=0.02, whole=True),
+    "budget 0.25": Selection(descend=0.2, tokens=0.25, whole=True),
+    "budget 0.8": Selection(descend=0.2, tokens=0.8, whole=True),
+    "budget 1": Selection(descend=0.2, tokens=1.0, whole=True),
+    "budget 0.3, one level": Selection(descend=1.0, tokens=0.3, whole=True),
+    "paper": PAPER,
+    "paper, budget 0.4": replace(PAPER, clusters=0.4, estimated=0.6),
+}
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def everything_read() -> Iterator[None]:
+    """Value rows are read whatever they weigh."""
+    with ExitStack() as stack:
+        for name, kernel in list(sys.modules.items()):
+            if name.startswith("retrolocal.kernels.") and hasattr(kernel, "NEGLIGIBLE"):
+                stack.enter_context(mock.patch.object(kernel, "NEGLIGIBLE", 0.0))
+        yield
+
+
+def step_config(index: str, selection: Selection = AUTO) -> WaveConfig:
+    return WaveConfig(
+        cluster_tokens=8,
+        group_clusters=4,
+        iterations=1,
+        outlier_fraction=0.03,
+        index_type=index,  # type: ignore[arg-type]
+        scheme="wave" if selection.second_order else "paper",
+    )
+
+
+def on_edge(step: Any, selection: Selection, expected: StepAnswer) -> Tensor:
+    """For which KV heads rounding decides what is retrieved, bool [Hkv].
+
+    Ranks fall into buckets and a sum of ranks ends retrieval: where moving all ranks or a limit by
+    a hair changes the reference's own answer, another order of summation may do so as well.
+    """
+    edge = torch.zeros(len(expected.retrieved_tokens), dtype=torch.bool)
+    plain = module.buckets
+    for hair in (-1e-4, 1e-4):
+        more = 1 + 100 * hair
+        nudged = replace(selection, epsilon=selection.epsilon * more, sure=selection.sure * more)
+        with mock.patch.object(module, "buckets", lambda r, hair=hair: plain(r * (1 + hair))):
+            answers = [step.answer(wave_attention_reference, one) for one in (selection, nudged)]
+        for answer in (*answers, step.answer(wave_attention_reference, nudged)):
+            same = (answer.lse_exact == expected.lse_exact).view(len(edge), -1).all(1)
+            edge |= ~same | (answer.retrieved_tokens != expected.retrieved_tokens)
+    return edge
+
+
+def assert_alike(step: Any, selection: Selection, found: StepAnswer, tolerance: float) -> bool:
+    """`found` is what the reference answers, but for heads where rounding decides.
+
+    Returns whether rounding decided nowhere.
+    """
+    expected = step.answer(wave_attention_reference, selection)
+    kv_heads = len(expected.retrieved_tokens)
+    by_query = (
+        (found.out - expected.out).abs().amax(1) <= tolerance,
+        (found.lse_exact - expected.lse_exact).abs() <= 1e-4,
+        (found.mass_exact - expected.mass_exact).abs() <= 1e-5,
+    )
+    alike = torch.stack([x.view(kv_heads, -1).all(1) for x in by_query]).all(0)
+    alike &= found.retrieved_tokens == expected.retrieved_tokens
+    if alike.all():
+        return True
+    assert bool((alike | on_edge(step, selection, expected)).all()), (found, expected)
+    return False
+
+
+@pytest.mark.parametrize(("index", "store"), PAIRS)
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 10_000),
+    heads=st.sampled_from([(1, 1), (4, 2), (7, 1), (6, 3), (28, 4)]),
+    dim=st.sampled_from([16, 64, 80, 96, 128]),
+    lengths=st.lists(st.sampled_from([1, 2, 30]) | st.integers(1, 400), min_size=1, max_size=3),
+    selection=st.sampled_from(list(SELECTIONS.values())),
+    gain=st.floats(0.02, 0.5),
+    equal=st.sampled_from([False] * 9 + [True]),
+    number=st.sampled_from([1, 2]),
+)
+def test_it_answers_as_the_reference(
+    make_step: Callable[..., Any],
+    index: str,
+    store: str,
+    seed: int,
+    heads: tuple[int, int],
+    dim: int,
+    lengths: list[int],
+    selection: Selection,
+    gain: float,
+    equal: bool,
+    number: int,
+) -> None:
+    step = make_step(
+        seed,
+        lengths,
+        heads=heads,
+        dim=dim,
+        store=STORES[store],
+        config=step_config(index, selection),
+        gain=gain,
+        k=torch.ones(heads[1], sum(lengths) + 5, dim) if equal else None,
+    )
+    with threads(number), everything_read():
+        found = step.answer(wave_attention, selection)
+        if assert_alike(step, selection, found, 1e-4):
+            assert found.bytes <= step.answer(wave_attention_reference, selection).bytes
+        least = int(found.retrieved_tokens.sum()) * 2 * dim * STORES[store].itemsize
+        assert found.bytes >= least
+
+
+@pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
+def test_rows_that_weigh_nothing_are_not_read(
+    make_step: Callable[..., Any], selection: Selection
+) -> None:
+    skipped = 0
+    for seed in range(4):
+        config = step_config("int8", selection)
+        step = make_step(seed, [600, 90], dim=64, store=torch.bfloat16, config=config, gain=2.0)
+        with everything_read():
+            everything = step.answer(wave_attention, selection)
+            whole, read = everything.out.clone(), everything.bytes
+        found = step.answer(wave_attention, selection)
+        assert found.bytes <= read
+        skipped += found.bytes < read
+        torch.testing.assert_close(found.out, whole, atol=2 * NEGLIGIBLE, rtol=2 * NEGLIGIBLE)
+    assert skipped
+
+
+@pytest.mark.parametrize("name", ["auto", "budget 0.02", "paper"])
+@pytest.mark.parametrize("lead", [-150.0, 150.0])
+def test_a_steady_zone_that_weighs_everything_or_nothing(
+    make_step: Callable[..., Any], name: str, lead: float
+) -> None:
+    selection = SELECTIONS[name]
+    config = step_config("int8", selection)
+    step = make_step(3, [300, 50], dim=64, store=torch.bfloat16, config=config, gain=0.3)
+    steady = step.steady[0], step.steady[1] + lead
+    expected, found = (
+        kernel(step.q, steady, step.segments, selection, scale=step.scale)
+        for kernel in (wave_attention_reference, wave_attention)
+    )
+    torch.testing.assert_close(found.out, expected.out, atol=2 * NEGLIGIBLE, rtol=0)
+    torch.testing.assert_close(found.lse_exact, expected.lse_exact, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.mass_exact, expected.mass_exact, atol=1e-5, rtol=0)
+    assert torch.equal(found.retrieved_tokens, expected.retrieved_tokens)
+
+
+def test_a_query_may_lie_in_memory_as_it_likes(make_step: Callable[..., Any]) -> None:
+    step = make_step(0, [200], dim=64, store=torch.bfloat16, config=step_config("int8"), gain=0.3)
+    expected = step.answer(wave_attention, AUTO).out.clone()
+    for q in (step.q.T.contiguous().T, step.q.repeat_interleave(2, dim=1)[:, ::2]):
+        assert torch.equal(replace(step, q=q).answer(wave_attention, AUTO).out, expected)
+
+
+def test_the_table_may_grow_and_shrink(make_step: Callable[..., Any]) -> None:
+    config = step_config("int8")
+    step = make_step(0, [40] * 40, dim=64, store=torch.bfloat16, config=config, gain=0.3)
+    fresh = {}
+    for count in (1, 3, 40):
+        table = SegmentTable()
+        for segment in step.segments[:count]:
+            table.append(segment)
+        fresh[count] = replace(step, segments=table).answer(wave_attention, AUTO).out.clone()
+    table = SegmentTable()
+    for count in (3, 1, 40, 3, 40, 1):
+        table.keep(count)
+        for segment in step.segments[len(table) : count]:
+            table.append(segment)
+        found = replace(step, segments=table).answer(wave_attention, AUTO)
+        assert torch.equal(found.out, fresh[count])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_steps_of_several_threads_do_not_meet(make_step: Callable[..., Any], number: int) -> None:
+    config = step_config("int8")
+    steps = [
+        make_step(seed, [300], dim=64, store=torch.bfloat16, config=config, gain=0.3)
+        for seed in range(4)
+    ]
+    with threads(number), ThreadPoolExecutor(4) as pool:
+        expected = [step.answer(wave_attention, AUTO).out.clone() for step in steps]
+
+        def again(at: int) -> bool:
+            torch.set_num_threads(number)
+            outs = (steps[at].answer(wave_attention, AUTO).out for _ in range(25))
+            return all([torch.equal(out, expected[at]) for out in outs])
+
+        assert list(pool.map(again, range(4))) == [True] * 4
+
+
+# More tokens than 32 bits count
+
+
+@pytest.fixture(scope="module")
+def few_keys(make_step: Callable[..., Any]) -> Any:
+    """65,536 tokens with 8 different keys, whose clusters and groups estimate exactly in int8."""
+    generator = torch.Generator().manual_seed(5)
+    signs = torch.randint(0, 2, (4, 16), generator=generator) * 2.0 - 1
+    kinds = torch.arange(65_536 + 5) % 8
+    k = (torch.cat((signs, -signs)) * 127 / 256)[kinds].expand(2, -1, -1)
+    v = (torch.randint(0, 2, (8, 16), generator=generator)[kinds] * 2.0 - 1) * 127 / 128
+    config = WaveConfig(
+        cluster_tokens=6144, group_clusters=1, iterations=0, index_type="int8", outlier_fraction=0
+    )
+    q = torch.randn(4, 16, generator=generator)
+    v = v.expand(2, -1, -1)
+    return make_step(0, [65_536], k=k, v=v, q=q, store=torch.bfloat16, config=config)
+
+
+@pytest.mark.parametrize(
+    ("selection", "clusters"),
+    [
+        (Selection(descend=0.2, tokens=0.0), 0),
+        (Selection(descend=0.2, tokens=1e-5), 2),
+        (Selection(descend=1e-5, tokens=1e-5, whole=True), 2),
+        (Selection(descend=1.0, tokens=1.0, clusters=1e-5), 3),
+    ],
+    ids=["nothing", "auto", "budget", "clusters"],
+)
+def test_more_tokens_than_32_bits_count(few_keys: Any, selection: Selection, clusters: int) -> None:
+    copies = 34_000
+    [segment] = few_keys.segments
+    table = SegmentTable()
+    for _ in range(copies):
+        table.append(segment)
+    assert table.totals.tokens > 2**31
+    found = replace(few_keys, segments=table).answer(wave_attention, selection)
+    # The steady zone weighs next to nothing among so many.
+    out, lse = few_keys.attend(few_keys.k, few_keys.v)
+    total = found.lse_exact.double() - found.mass_exact.double().log()
+    # Hundreds of thousands of terms are added up in float32.
+    torch.testing.assert_close(total, lse + math.log(copies), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.out.double(), out, atol=2e-3, rtol=0)
+    retrieved = clusters * 8192
+    assert found.retrieved_tokens.tolist() == [retrieved] * 2
+    logits = few_keys.q @ few_keys.k[0, :8].float().T * few_keys.scale
+    held = math.log(retrieved) if retrieved else -math.inf
+    least, most = (
+        torch.logaddexp(logit + held, few_keys.steady[1])
+        for logit in (logits.amin(1), logits.amax(1))
+    )
+    assert bool((found.lse_exact >= least - 1e-3).all())
+    assert bool((found.lse_exact <= most + 1e-3).all())

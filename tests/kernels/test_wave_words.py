@@ -1,0 +1,29 @@
+"""The words of a compiled step do not overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrolocal.kernels.wave_attention import compiled
+
+pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
+
+
+def test_every_array_has_three_words_of_its_own() -> None:
+    from retrolocal.kernels import wave_words_numba as words
+
+    columns = {"FINE", "COARSE", "STARTS", "OFFSETS", "MEAN", "KEYS", "VALUES", "NONE", "ONE"}
+    rules = {"DESCEND", "SURE", "SHARE_TOKENS", "SHARP_TOKENS"}
+    rules |= {"SHARE_CLUSTERS", "EPSILON", "SHARE_ESTIMATED", "SEEN", "LEAST_GROUPS"}
+    zones = {"DROPPED", "RETRIEVED", "ESTIMATED"}
+    places = {
+        name: int(value)
+        for name, value in vars(words).items()
+        if isinstance(value, np.integer) and name not in columns | rules | zones
+        if not name.startswith("S_")
+    }
+    numbers = sorted(place for place in places.values() if place <= words.LEAST)
+    arrays = sorted(place for place in places.values() if place > words.LEAST)
+    assert numbers == list(range(words.LEAST + 1))
+    assert arrays == list(range(words.LEAST + 1, words.WORDS, 3))
