@@ -44,11 +44,13 @@ class Selection:
     """When the groups that are left out claim less than this share of the mass, attention is sharp
     and they are not believed: a mean hides a lone token. All are descended into, and ..."""
     sharp_tokens: float = 0.0
-    """... this share of the tokens may be retrieved, in place of `tokens`."""
+    """... this share of the tokens may be retrieved (twice `least` if that is more)."""
     tokens: float
     """Share of the clustered tokens to retrieve, at most."""
     least: int = 0
-    """Tokens that may be retrieved however short the context is."""
+    """Tokens that may be retrieved however short the context is ..."""
+    most: float = math.inf
+    """... and however long."""
     clusters: float = math.inf
     """Share of the clusters to retrieve, at most."""
     floor: int = 0
@@ -214,7 +216,9 @@ def _head(
     group = _groups(segments, head)
     held = fine.sizes > 0
     singles, two_level = (group < 0) & held, selection.descend < 1
-    wanted = max(math.ceil(selection.tokens * fine.tokens), selection.least)
+    wanted = int(
+        min(selection.most, max(math.ceil(selection.tokens * fine.tokens), selection.least))
+    )
 
     descended = torch.ones_like(coarse.sizes, dtype=torch.bool)
     if two_level:
@@ -231,7 +235,8 @@ def _head(
         )
         if float(ranks[~descended].sum(**floats)) < selection.sure * queries:
             descended[:] = True
-            wanted = max(wanted, math.ceil(selection.sharp_tokens * fine.tokens))
+            sharp = max(math.ceil(selection.sharp_tokens * fine.tokens), 2 * selection.least)
+            wanted = int(min(selection.most, max(wanted, sharp)))
     forced, alone = False, int(singles.sum())
     if selection.whole and alone + int(coarse.sizes[descended].sum()) < wanted:
         order = torch.argsort(buckets(ranks), descending=True, stable=True)
@@ -247,8 +252,8 @@ def _head(
     ranks = shares.sum(0)
     if not selection.second_order:
         ranks = torch.softmax(near.log_mass - near.sizes.log(), dim=1).sum(0)
-    share = selection.clusters * int(held.sum())
-    most = len(ranks) if math.isinf(share) else max(1, round(share))
+    limit = selection.clusters * int(held.sum())
+    most = len(ranks) if math.isinf(limit) else max(1, round(limit))
     retrieved = select(
         ranks,
         near.sizes,

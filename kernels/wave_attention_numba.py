@@ -232,6 +232,7 @@ def wave_attention_numba(
         selection.estimated,
         NEGLIGIBLE,
         selection.least_groups,
+        min(selection.most, 1 << 62),
     )
     _run(work, KINDS[first.fine.centroids.dtype], KINDS[first.k.dtype], threads)
     return StepAnswer(
@@ -263,7 +264,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (ZONE, np.int32, kv_heads, clusters),
         (SEGMENT, np.int32, kv_heads, clusters),
         (CLUSTER, np.int32, kv_heads, clusters),
-        (RULES, np.float64, 1, 9),
+        (RULES, np.float64, 1, 10),
         (FOUND, np.int64, kv_heads, 5),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),

@@ -33,6 +33,7 @@ from .wave_words_numba import (
     LEAST_GROUPS,
     LOGS,
     MEAN,
+    MOST,
     NONE,
     NORMS,
     PARTS,
@@ -318,7 +319,9 @@ def _descend(w, h, wanted, everything):  # type: ignore[no-untyped-def]
     if total < rules[SURE] * count:
         for m in range(groups):
             zones[m] = RETRIEVED
-        return max(wanted, np.int64(np.ceil(rules[SHARP_TOKENS] * everything)))
+        sharp = max(np.ceil(rules[SHARP_TOKENS] * everything), np.float64(2 * w[LEAST]))
+        sharp = max(sharp, np.float64(wanted))
+        return np.int64(min(rules[MOST], sharp))
     if not w[WHOLE] or w[SINGLES] + reached >= wanted:
         return wanted
     held = i8(w, BUCKET_TOKENS)[h]
@@ -346,7 +349,9 @@ def find(w, h):  # type: ignore[no-untyped-def]
     everything, occupied, n = np.int64(0), np.int64(0), np.int64(0)
     for s in range(w[SEGMENTS]):
         everything += table[s, S_TOKENS]
-    wanted = max(w[LEAST], np.int64(np.ceil(f8(w, RULES)[0, SHARE_TOKENS] * everything)))
+    rules = f8(w, RULES)[0]
+    share = max(np.float64(w[LEAST]), np.ceil(rules[SHARE_TOKENS] * everything))
+    wanted = np.int64(min(rules[MOST], share))
     if w[TWO_LEVEL]:
         wanted = _descend(w, h, wanted, everything)
     for s in range(w[SEGMENTS]):

@@ -42,7 +42,7 @@ STEADY_OUT = np.int64(19)  # float32 [Hq, D]
 STEADY_LSE = np.int64(22)  # float32 [1, Hq]
 TABLE = np.int64(25)  # int64 [S, columns]: `SegmentTable.rows`
 LOGS = np.int64(28)  # float32 [1, n]: log of 0 ... n - 1
-RULES = np.int64(31)  # float64 [1, 9]: DESCEND ... below
+RULES = np.int64(31)  # float64 [1, 10]: DESCEND ... below
 COARSE_MASS = np.int64(34)  # float32 [H * G, groups]: log masses
 COARSE_RANK = np.int64(37)  # float32 [H, groups]
 COARSE_SIZE = np.int64(40)  # int32 [H, groups]: tokens
@@ -77,7 +77,8 @@ PLAIN_RANK = np.int64(121)  # float32 [H, candidates]: ranks without sizes
 WORDS = 124
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
-SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN, LEAST_GROUPS = np.arange(4, 9)
+SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)
+LEAST_GROUPS, MOST = np.arange(8, 10)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
 STARTS, OFFSETS, MEAN, KEYS, VALUES = np.arange(8, 13)

@@ -48,12 +48,14 @@ class WaveConfig:
     """`budget` None: retrieve until less than this share of the mass is left to estimation ..."""
     floor: int = 64
     """... but at least so many clusters ..."""
-    cap: float = 0.02
+    cap: float = 0.018
     """... and at most this share of the clustered tokens (`least` if that is more) ..."""
-    sharp_cap: float = 0.05
-    """... or this one where attention is sharp: all groups are then looked into."""
+    sharp_cap: float = 0.03
+    """... or this one (twice `least`) where attention is sharp: all groups are then looked into."""
     least: int = 1024
-    """Tokens that may be retrieved however short the text is."""
+    """Tokens that may be retrieved however short the text is ..."""
+    most: int = 10240
+    """... and however long; per layer and KV head, with `budget` None."""
     sure: float = 0.01
     """Attention is sharp when the groups that would not be looked into claim less than this share
     of the mass. They are not believed: a mean hides a lone token."""

@@ -121,12 +121,9 @@ def _first_won(shape: Shape, config: WaveConfig, kv_heads: int, race: Race) -> i
         size = (kv_heads, segments * config.segment_tokens, shape.head_dim)
         k, v = (torch.randn(size, device=shape.device).to(shape.dtype) for _ in range(2))
         table = SegmentTable()
-        for keys, values in zip(
-            k.split(config.segment_tokens, dim=1),
-            v.split(config.segment_tokens, dim=1),
-            strict=True,
-        ):
-            table.append(_regular(keys.contiguous(), values.contiguous(), config))
+        for first in range(0, size[1], config.segment_tokens):
+            rows = slice(first, first + config.segment_tokens)
+            table.append(_regular(k[:, rows].contiguous(), v[:, rows].contiguous(), config))
         dense, wave = race(k, v, table)
         if _median(wave, dense) <= 1.0:
             return segments

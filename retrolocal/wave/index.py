@@ -31,6 +31,7 @@ def selection(config: WaveConfig) -> Selection:
             tokens=config.cap,
             sharp_tokens=config.sharp_cap,
             least=config.least,
+            most=config.most,
             floor=config.floor,
             epsilon=config.epsilon,
         )

@@ -274,7 +274,8 @@ def test_a_budget_of_one_is_dense_attention(
     step = make_step(seed, lengths, heads=heads, dim=dim, gain=gain)
     answer = step.answer(kernel, ALL)
     out, lse = step.dense
-    torch.testing.assert_close(answer.out.double(), out, atol=1e-3, rtol=0)
+    unread = NEGLIGIBLE * float(step.v.abs().max())
+    torch.testing.assert_close(answer.out.double(), out, atol=1e-4 + unread, rtol=0)
     torch.testing.assert_close(answer.lse_exact.double(), lse, atol=1e-4, rtol=0)
     torch.testing.assert_close(answer.mass_exact, torch.ones(heads[0]), atol=1e-6, rtol=0)
     assert answer.retrieved_tokens.tolist() == [sum(lengths)] * heads[1]
