@@ -37,7 +37,6 @@ from .wave_words_numba import (
     NONE,
     NORMS,
     PARTS,
-    PLAIN_RANK,
     RANK,
     RETRIEVED,
     RULES,
@@ -185,28 +184,16 @@ def _lse(masses, n, lse):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _shares(masses, z, n, out):  # type: ignore[no-untyped-def]
-    """masses[g, i] becomes its share e^(masses[g, i] - z[g]); out[i] is the sum over queries.
-
-    Returns the sum of all.
-    """
+def _to_shares(masses, z, n):  # type: ignore[no-untyped-def]
+    """masses[g, i] becomes e^(masses[g, i] - z[g])."""
     for g in range(len(z)):
         for i in range(n):
             masses[g, i] = exp(masses[g, i] - z[g])
-    for i in range(n):
-        out[i] = np.float32(0.0)
-    for g in range(len(z)):
-        for i in range(n):
-            out[i] += masses[g, i]
-    total = 0.0
-    for i in range(n):
-        total += out[i]
-    return total
 
 
 @jit()
 def _ranks(masses, z, n, out):  # type: ignore[no-untyped-def]
-    """The same with the masses left as they are."""
+    """out[i] = sum over queries of e^(masses[g, i] - z[g]); returns the sum of all."""
     for i in range(n):
         out[i] = np.float32(0.0)
     for g in range(len(z)):
@@ -398,35 +385,24 @@ def score_found(w, kind, task):  # type: ignore[no-untyped-def]
 
 @jit()
 def _forget_retrieved(w, h):  # type: ignore[no-untyped-def]
-    """Makes Z the mass of the steady and the estimation zone, and shares relative to it.
+    """Makes Z the mass of the steady and the estimation zone, and log masses shares of it.
 
     The retrieved clusters' masses were estimates and may have been far too high: what weighs
     little beside them need not weigh little.
     """
     count, n, groups = w[GROUP], i8(w, FOUND)[h, 1], w[GROUPS]
     masses, z, zones = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h], i4(w, ZONE)[h]
-    coarse, descended = f4(w, COARSE_MASS)[h * count : (h + 1) * count], i4(w, COARSE_ZONE)[h]
+    coarse = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
+    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
     for g in range(count):
-        rest = np.float32(0.0)
         for i in range(n):
-            if zones[i] == ESTIMATED:
-                rest += masses[g, i]
-        if w[TWO_LEVEL]:
-            for m in range(groups):
-                if descended[m] == DROPPED:
-                    rest += coarse[g, m]
-        whole = f4(w, STEADY_LSE)[0, h * count + g]
-        if rest > np.float32(1e-30):
-            other = z[g] + np.log(rest)
-            high, low = max(whole, other), min(whole, other)
-            whole = high + np.log(np.float32(1.0) + exp(low - high))
-        factor = exp(min(z[g] - whole, np.float32(80.0)))
-        for i in range(n):
-            masses[g, i] *= factor
-        if w[TWO_LEVEL]:
-            for m in range(groups):
-                coarse[g, m] *= factor
-        z[g] = whole
+            if zones[i] != ESTIMATED:
+                masses[g, i] = -np.inf
+    _lse(masses, n, z)
+    if w[TWO_LEVEL]:
+        _lse(coarse, groups, z)
+        _to_shares(coarse, z, groups)
+    _to_shares(masses, z, n)
 
 
 @jit()
@@ -435,7 +411,7 @@ def choose(w, h):  # type: ignore[no-untyped-def]
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     masses, z = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
     ranks, sizes, zones = f4(w, RANK)[h], i4(w, SIZE)[h], i4(w, ZONE)[h]
-    singles, n, plain_ranks = f4(w, SINGLE_MASS), found[1], f4(w, PLAIN_RANK)[h]
+    singles, n = f4(w, SINGLE_MASS), found[1]
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
     for g in range(count):
         for u in range(w[SINGLES]):
@@ -449,9 +425,10 @@ def choose(w, h):  # type: ignore[no-untyped-def]
                     coarse[g, m] = -np.inf
         _lse(coarse, groups, z)
         _lse(masses, n, z)
-        left = _shares(coarse, z, groups, f4(w, COARSE_RANK)[h])
+        left = _ranks(coarse, z, groups, f4(w, COARSE_RANK)[h])
     else:
         _lse(masses, n, z)
+    left += _ranks(masses, z, n, ranks)
     if not w[SECOND_ORDER]:
         # Sizes do not rank.
         logs_of, plain = f4(w, LOGS)[0], np.full(count, -np.inf, np.float32)
@@ -459,14 +436,10 @@ def choose(w, h):  # type: ignore[no-untyped-def]
             for i in range(n):
                 masses[g, i] -= logs_of[sizes[i]]
         _lse(masses, n, plain)
-        _ranks(masses, plain, n, plain_ranks)
+        _ranks(masses, plain, n, ranks)
         for g in range(count):
             for i in range(n):
                 masses[g, i] += logs_of[sizes[i]]
-    left += _shares(masses, z, n, ranks)
-    if not w[SECOND_ORDER]:
-        for i in range(n):
-            ranks[i] = plain_ranks[i]
     most = n
     if rules[SHARE_CLUSTERS] < np.inf:
         most = max(np.int64(1), np.int64(np.rint(rules[SHARE_CLUSTERS] * found[3])))

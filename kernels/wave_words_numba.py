@@ -73,8 +73,7 @@ TOKENS = np.int64(109)  # int64 [1, H]: retrieved
 BYTES = np.int64(112)  # int64 [1, H]
 PART_AT = np.int64(115)  # int64 [T * 4, TILE]: addresses, two tiles of keys and values
 LSE_EXACT = np.int64(118)  # float32 [1, Hq]
-PLAIN_RANK = np.int64(121)  # float32 [H, candidates]: ranks without sizes
-WORDS = 124
+WORDS = 121
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -150,6 +150,16 @@ def assert_alike(step: Any, selection: Selection, found: StepAnswer, tolerance: 
     equal=st.sampled_from([False] * 9 + [True]),
     number=st.sampled_from([1, 2]),
 )
+@example(
+    seed=7017,
+    heads=(4, 2),
+    dim=96,
+    lengths=[74, 82],
+    selection=AUTO,
+    gain=0.5,
+    equal=False,
+    number=1,
+)
 def test_it_answers_as_the_reference(
     make_step: Callable[..., Any],
     index: str,
@@ -218,7 +228,7 @@ def test_a_steady_zone_that_weighs_everything_or_nothing(
     assert torch.equal(found.retrieved_tokens, expected.retrieved_tokens)
 
 
-@pytest.mark.parametrize("channel", [8.0, 32.0, 128.0, 512.0])
+@pytest.mark.parametrize("channel", [8.0, 32.0, 128.0])
 @pytest.mark.parametrize("descend", [0.2, 1.0])
 def test_estimates_that_were_far_too_high(
     make_step: Callable[..., Any], channel: float, descend: float
