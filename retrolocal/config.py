@@ -157,8 +157,8 @@ class SessionConfig:
     cache: CacheKind = "auto"
     """`auto` is a wave cache that stays dense up to the length where that is faster."""
     prefill: PrefillKind = "auto"
-    """How a prompt is read through a wave cache: `wave` goes through the index, `auto` does so
-    from the length on where that is faster."""
+    """How a prompt is read through a wave cache: `wave` goes through the index from the length on
+    where that is faster; `auto` reads exactly, as `dense` does."""
     wave: WaveConfig = field(default_factory=WaveConfig)
     ctx_size: int = 0
     """Tokens a context may have; 0 is what the model has positions for."""

@@ -69,8 +69,8 @@ def prefill_option(group: _ArgumentGroup) -> None:
         "--prefill",
         default="auto",
         metavar="auto|dense|wave",
-        help="how a long prompt is read: exactly, or through the index (auto: from the length on "
-        "where that is faster, measured once on this machine)",
+        help="how a long prompt is read: exactly (dense), or through the index from the length on "
+        "where that is faster, with an error of its own (wave); auto is dense",
     )
 
 
