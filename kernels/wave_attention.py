@@ -244,8 +244,9 @@ def _head(
         descended[order[: int(short.sum()) + 1]] = True
         forced = True
     apart = coarse.part(~descended)
-    candidate = singles | (held & (group >= 0) & descended[group.clamp(min=0)])
-    near = fine.part(candidate)
+    inside = held & (group >= 0) & descended[group.clamp(min=0)]
+    candidates = torch.cat((inside.nonzero()[:, 0], singles.nonzero()[:, 0]))
+    near = fine.part(candidates)
 
     z = _lse(apart.log_mass, near.log_mass, steady[1][:, None])
     shares = torch.exp(near.log_mass - z)
@@ -269,7 +270,7 @@ def _head(
         rest &= select(
             ranks, near.sizes, mass=0.0, tokens=fine.tokens, clusters=number, floor=0, epsilon=0.0
         )
-    k, v = _gather(segments, head, candidate.nonzero()[:, 0][retrieved], fine)
+    k, v = _gather(segments, head, candidates[retrieved], fine)
 
     scores = q @ k.T
     # From here on relative to what is known: the retrieved clusters' own estimates may have been

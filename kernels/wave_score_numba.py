@@ -295,15 +295,16 @@ def _descend(w, h, wanted, everything):  # type: ignore[no-untyped-def]
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
     _lse(masses, groups, z)
     _lse(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
-    total = _ranks(masses, z, groups, ranks)
+    _ranks(masses, z, groups, ranks)
     most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
     reached = _select(
         w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED
     )
+    left = 0.0
     for m in range(groups):
-        if zones[m] == RETRIEVED:
-            total -= ranks[m]
-    if total < rules[SURE] * count:
+        if zones[m] == DROPPED:
+            left += ranks[m]
+    if left < rules[SURE] * count:
         for m in range(groups):
             zones[m] = RETRIEVED
         sharp = max(np.ceil(rules[SHARP_TOKENS] * everything), np.float64(2 * w[LEAST]))

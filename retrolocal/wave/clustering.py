@@ -66,7 +66,11 @@ def _labels(centred: Tensor, config: WaveConfig) -> tuple[Tensor, int]:
         return labels, count
     sizes = cluster_sizes(labels, count)
     means = cluster_sums(centred, labels, count) / sizes.clamp(min=1)[..., None]
+    # To the mean of the others: a token that has a cluster to itself is far from all of them.
+    held = sizes.gather(1, labels).float()
     distance = (centred - _of_cluster(means, labels)).square().sum(dim=2)
+    distance = distance * (held / (held - 1).clamp(min=1)).square()
+    distance = torch.where(held == 1, centred.square().sum(dim=2), distance)
     farthest = torch.topk(distance, alone, dim=1).indices.sort(dim=1).values
     own = count + torch.arange(alone, device=labels.device).expand_as(farthest)
     return labels.scatter(1, farthest, own), count

@@ -140,7 +140,9 @@ def test_the_farthest_tokens_stand_alone(structured: Callable[..., Rows]) -> Non
         distance = torch.zeros(500, dtype=torch.float64)
         for label in labels.unique():
             members = keys[labels == label]
-            distance[labels == label] = (members - members.mean(0)).norm(dim=1)
+            others = len(members) - 1
+            apart = (members - members.mean(0)).norm(dim=1) * len(members) / max(others, 1)
+            distance[labels == label] = apart if others else members.norm(dim=1)
         alone = permutation[head, -made.singles :].tolist()
         assert made.singles == 10
         assert alone == sorted(distance.topk(10).indices.tolist())
