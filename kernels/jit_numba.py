@@ -54,7 +54,7 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
     """An integer address as a pointer, for `carray`."""
 
@@ -64,7 +64,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def float_of(typingctx: Any, bits: Any) -> Any:
     """The float32 of 32 bits."""
 
@@ -74,7 +74,7 @@ def float_of(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def bits_of(typingctx: Any, value: Any) -> Any:
     """The 32 bits of a float32."""
 
@@ -84,7 +84,7 @@ def bits_of(typingctx: Any, value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _half(typingctx: Any, bits: Any) -> Any:
     """The float32 of a float16's 16 bits."""
 
@@ -95,7 +95,7 @@ def _half(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.int16), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def touch(typingctx: Any, address: Any) -> Any:
     """Asks the processor to bring the cache line at an address."""
 
@@ -110,13 +110,13 @@ def touch(typingctx: Any, address: Any) -> Any:
     return types.void(address), generate
 
 
-def to_float(x):  # type: ignore[no-untyped-def]
+def to_float(x):
     """A stored element as float32: int8, bfloat16 (as uint16), float16 (as int16) or float32."""
     raise NotImplementedError
 
 
-@overload(to_float)  # type: ignore[misc]
-def _to_float(x):  # type: ignore[no-untyped-def]
+@overload(to_float)
+def _to_float(x):
     if x == types.uint16:
         return lambda x: float_of(np.uint32(np.uint32(x) << np.uint32(16)))
     if x == types.int16:

@@ -71,7 +71,7 @@ from .wave_words_numba import (
 
 
 @jit()
-def _load_at(addresses, first, stop, rows, stored):  # type: ignore[no-untyped-def]
+def _load_at(addresses, first, stop, rows, stored):
     """rows[i] = the row at addresses[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
     dim = rows.shape[1]
     for i in range(BLOCK):
@@ -85,7 +85,7 @@ def _load_at(addresses, first, stop, rows, stored):  # type: ignore[no-untyped-d
 
 
 @jit()
-def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stored):  # type: ignore[no-untyped-def]
+def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stored):
     """Attends n <= TILE tokens exactly, keys at at[0], values at at[1].
 
     total[g] and mass[g] are relative to e^top[g]. Returns the number of value rows read.
@@ -124,7 +124,7 @@ def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stor
 
 
 @jit()
-def _add_sum(shares, i, shrink, mass, total, sums, scale, c, size, rows, weights, held, threshold):  # type: ignore[no-untyped-def]
+def _add_sum(shares, i, shrink, mass, total, sums, scale, c, size, rows, weights, held, threshold):
     """Adds one cluster (or group) by its value sum, which waits in `rows` until BLOCK are held.
 
     Returns how many are held; a cluster that weighs next to nothing adds to `mass` only.
@@ -146,7 +146,7 @@ def _add_sum(shares, i, shrink, mass, total, sums, scale, c, size, rows, weights
 
 
 @jit()
-def _attend_exactly(w, stored, task):  # type: ignore[no-untyped-def]
+def _attend_exactly(w, stored, task):
     """The retrieved tokens of a part of the clusters of one head; returns the rows read.
 
     Rows are asked for a tile ahead of the one that is worked on.
@@ -212,7 +212,7 @@ def _attend_exactly(w, stored, task):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def attend(w, kind, stored, task):  # type: ignore[no-untyped-def]
+def attend(w, kind, stored, task):
     """Pass 5: exact and estimated attention of a part of the clusters of one head."""
     h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
     table, found, one = i8(w, TABLE), i8(w, FOUND)[h], np.float32(1.0)
@@ -299,7 +299,7 @@ def attend(w, kind, stored, task):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def merge_parts(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def merge_parts(w, kind, stored, start, stop, stride):
     """Pass 6: the parts and the steady zone together, and the bytes read."""
     count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
     steady_out, steady_lse = f4(w, STEADY_OUT), f4(w, STEADY_LSE)[0]

@@ -72,31 +72,31 @@ from .wave_words_numba import (
 
 
 @jit()
-def _score_first(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def _score_first(w, kind, stored, start, stop, stride):
     for task in range(start, stop, stride):
         score_first(w, kind, task)
 
 
 @jit()
-def _find(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def _find(w, kind, stored, start, stop, stride):
     for h in range(start, stop, stride):
         find(w, h)
 
 
 @jit()
-def _score_found(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def _score_found(w, kind, stored, start, stop, stride):
     for task in range(start, stop, stride):
         score_found(w, kind, task)
 
 
 @jit()
-def _choose(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def _choose(w, kind, stored, start, stop, stride):
     for h in range(start, stop, stride):
         choose(w, h)
 
 
 @jit()
-def _attend(w, kind, stored, start, stop, stride):  # type: ignore[no-untyped-def]
+def _attend(w, kind, stored, start, stop, stride):
     for task in range(start, stop, stride):
         attend(w, kind, stored, task)
 

@@ -77,7 +77,7 @@ from .wave_words_numba import (
 
 
 @jit()
-def _load(source, first, stop, rows):  # type: ignore[no-untyped-def]
+def _load(source, first, stop, rows):
     """rows[i] = source[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
     for i in range(BLOCK):
         if first + i < stop:
@@ -89,7 +89,7 @@ def _load(source, first, stop, rows):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def dots(q, first, count, rows, out, at, n):  # type: ignore[no-untyped-def]
+def dots(q, first, count, rows, out, at, n):
     """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows, BLOCK at a time in registers."""
     for g in range(count):
         a = b = c = e = np.float32(0.0)
@@ -109,7 +109,7 @@ def dots(q, first, count, rows, out, at, n):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def add_rows(weights, at, rows, total):  # type: ignore[no-untyped-def]
+def add_rows(weights, at, rows, total):
     """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]."""
     for g in range(total.shape[0]):
         a, b, c, e = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
@@ -118,7 +118,7 @@ def add_rows(weights, at, rows, total):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _bases(w, h, s, base):  # type: ignore[no-untyped-def]
+def _bases(w, h, s, base):
     """base[g] = q_g . mean key of segment s."""
     at, q = i8(w, TABLE)[s, MEAN] + h * w[DIM] * 4, f4(w, Q)
     mean = carray(pointer(at), w[DIM], np.float32)
@@ -130,7 +130,7 @@ def _bases(w, h, s, base):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _score(w, h, s, level, start, stop, logs, base, out, at, rows, kind):  # type: ignore[no-untyped-def]
+def _score(w, h, s, level, start, stop, logs, base, out, at, rows, kind):
     """Log masses of clusters (or groups) start ... stop of segment s into out[g, at ...].
 
     `logs` are the logs of their sizes, `level` is FINE or COARSE.
@@ -157,7 +157,7 @@ def _score(w, h, s, level, start, stop, logs, base, out, at, rows, kind):  # typ
 
 
 @jit()
-def _finish(scores, factors, variances, logs, shift, norm):  # type: ignore[no-untyped-def]
+def _finish(scores, factors, variances, logs, shift, norm):
     """Unscaled products become log masses: `log_mass` of the reference."""
     for c in range(len(scores)):
         variance, log_size = norm * variances[c], logs[c]
@@ -169,7 +169,7 @@ def _finish(scores, factors, variances, logs, shift, norm):  # type: ignore[no-u
 
 
 @jit()
-def _lse(masses, n, lse):  # type: ignore[no-untyped-def]
+def _lse(masses, n, lse):
     """lse[g] = log(e^lse[g] + sum of e^masses[g, :n])."""
     for g in range(len(lse)):
         top = lse[g]
@@ -184,7 +184,7 @@ def _lse(masses, n, lse):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _to_shares(masses, z, n):  # type: ignore[no-untyped-def]
+def _to_shares(masses, z, n):
     """masses[g, i] becomes e^(masses[g, i] - z[g])."""
     for g in range(len(z)):
         for i in range(n):
@@ -192,7 +192,7 @@ def _to_shares(masses, z, n):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _ranks(masses, z, n, out):  # type: ignore[no-untyped-def]
+def _ranks(masses, z, n, out):
     """out[i] = sum over queries of e^(masses[g, i] - z[g]); returns the sum of all."""
     for i in range(n):
         out[i] = np.float32(0.0)
@@ -206,13 +206,13 @@ def _ranks(masses, z, n, out):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _bucket(rank):  # type: ignore[no-untyped-def]
+def _bucket(rank):
     """`buckets` of the reference."""
     return np.int64(max((bits_of(rank) >> BUCKET_SHIFT) - LOWEST_BUCKET, 0))
 
 
 @jit()
-def _select(w, h, ranks, sizes, n, mass, tokens, clusters, floor, epsilon, zone, value):  # type: ignore[no-untyped-def]
+def _select(w, h, ranks, sizes, n, mass, tokens, clusters, floor, epsilon, zone, value):
     """`select` of the reference by a histogram: zone[i] = value for what is taken.
 
     Returns the tokens taken.
@@ -261,7 +261,7 @@ def _select(w, h, ranks, sizes, n, mass, tokens, clusters, floor, epsilon, zone,
 
 
 @jit()
-def score_first(w, kind, task):  # type: ignore[no-untyped-def]
+def score_first(w, kind, task):
     """Pass 1: the groups and singles of one segment for one head."""
     h, s = task // w[SEGMENTS], task % w[SEGMENTS]
     count, rows = w[GROUP], np.empty((BLOCK, w[DIM]), np.float32)
@@ -287,7 +287,7 @@ def score_first(w, kind, task):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _descend(w, h, wanted, everything):  # type: ignore[no-untyped-def]
+def _descend(w, h, wanted, everything):
     """Marks the groups to descend into; returns how many tokens may be retrieved."""
     count, groups, rules = w[GROUP], w[GROUPS], f8(w, RULES)[0]
     ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
@@ -330,7 +330,7 @@ def _descend(w, h, wanted, everything):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def find(w, h):  # type: ignore[no-untyped-def]
+def find(w, h):
     """Pass 2: the candidates of one head, where they are and how many tokens they hold."""
     table, zones, found = i8(w, TABLE), i4(w, COARSE_ZONE)[h], i8(w, FOUND)[h]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
@@ -362,7 +362,7 @@ def find(w, h):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def score_found(w, kind, task):  # type: ignore[no-untyped-def]
+def score_found(w, kind, task):
     """Pass 3: log masses of a part of the grouped candidates; neighbours are scored together."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
@@ -385,7 +385,7 @@ def score_found(w, kind, task):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _forget_retrieved(w, h):  # type: ignore[no-untyped-def]
+def _forget_retrieved(w, h):
     """Makes Z the mass of the steady and the estimation zone, and log masses shares of it.
 
     The retrieved clusters' masses were estimates and may have been far too high: what weighs
@@ -407,7 +407,7 @@ def _forget_retrieved(w, h):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def choose(w, h):  # type: ignore[no-untyped-def]
+def choose(w, h):
     """Pass 4: the zone of each candidate of one head."""
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     masses, z = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]

@@ -85,34 +85,34 @@ S_CLUSTERS, S_GROUPS, S_SINGLES, S_TOKENS, S_GROUPS_BEFORE, S_SINGLES_BEFORE = n
 
 
 @jit()
-def f4(w, name):  # type: ignore[no-untyped-def]
+def f4(w, name):
     return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.float32)
 
 
 @jit()
-def f8(w, name):  # type: ignore[no-untyped-def]
+def f8(w, name):
     return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.float64)
 
 
 @jit()
-def i4(w, name):  # type: ignore[no-untyped-def]
+def i4(w, name):
     return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.int32)
 
 
 @jit()
-def i8(w, name):  # type: ignore[no-untyped-def]
+def i8(w, name):
     return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.int64)
 
 
 @jit()
-def rows_of(w, h, address, rows, kind):  # type: ignore[no-untyped-def]
+def rows_of(w, h, address, rows, kind):
     """[rows, D] of KV head h of an array [H, rows, D]; `kind` is an empty array of its dtype."""
     at = address + h * rows * w[DIM] * kind.itemsize
     return carray(pointer(at), (rows, w[DIM]), kind.dtype)
 
 
 @jit()
-def runs_of(w, h, s):  # type: ignore[no-untyped-def]
+def runs_of(w, h, s):
     """`starts` and `group_offsets` of KV head h of segment s."""
     table = i8(w, TABLE)
     n, m = table[s, S_CLUSTERS] + 1, table[s, S_GROUPS] + 1
@@ -122,6 +122,6 @@ def runs_of(w, h, s):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def scales_of(w, h, address, rows):  # type: ignore[no-untyped-def]
+def scales_of(w, h, address, rows):
     """[rows, 2] of KV head h; not to be read unless w[SCALED]."""
     return carray(pointer(address + h * rows * 4), (rows, 2), np.uint16)
