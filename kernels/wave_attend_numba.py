@@ -1,4 +1,4 @@
-"""The last two passes of a compiled decode step: exact and estimated attention, and their merge."""
+"""The passes of a compiled decode step that attend: steady zone, retrieved, estimated, merge."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ from .wave_words_numba import (
     SEGMENT,
     SEGMENTS,
     SIZE,
-    STEADY_LSE,
-    STEADY_OUT,
+    STEADY_K,
+    STEADY_STRIDE,
+    STEADY_TOKENS,
+    STEADY_V,
     TABLE,
     TILE,
     TOKENS,
@@ -91,6 +93,8 @@ def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stor
     total[g] and mass[g] are relative to e^top[g]. Returns the number of value rows read.
     """
     count, read = len(top), 0
+    if n == 0:
+        return read
     for t in range(0, n, BLOCK):
         _load_at(at[0], t, n, rows, stored)
         dots(q, first, count, rows, scores, t, BLOCK)
@@ -212,6 +216,26 @@ def _attend_exactly(w, stored, task):
 
 
 @jit()
+def attend_steady(w, kept, task):
+    """Part of pass 1: a part of the steady zone of one head begins the sums of that part."""
+    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
+    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
+    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
+    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
+    scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
+    at = i8(w, PART_AT)[4 * task : 4 * task + 2]
+    top[:], mass[:], total[:] = np.float32(-np.inf), np.float32(0.0), np.float32(0.0)
+    width, none = w[DIM] * kept.itemsize, np.float32(0.0)
+    first, stop = w[STEADY_TOKENS] * part // parts, w[STEADY_TOKENS] * (part + 1) // parts
+    for t in range(first, stop, TILE):
+        n = min(TILE, stop - t)
+        for i in range(n):
+            place = h * w[STEADY_STRIDE] + (t + i) * width
+            at[0, i], at[1, i] = w[STEADY_K] + place, w[STEADY_V] + place
+        _add_tokens(f4(w, Q), h * count, at, n, top, mass, total, scores, rows, none, kept)
+
+
+@jit()
 def attend(w, kind, stored, task):
     """Pass 5: exact and estimated attention of a part of the clusters of one head."""
     h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
@@ -223,13 +247,17 @@ def attend(w, kind, stored, task):
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
     weights = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    top[:], mass[:], total[:] = z, np.float32(0.0), np.float32(0.0)
     rows_read = _attend_exactly(w, stored, task)
-    f4(w, PART_EXACT)[task, :] = mass
-
     shrink = np.empty(count, np.float32)
     for g in range(count):
+        if z[g] > top[g]:
+            less = exp(top[g] - z[g])
+            mass[g] *= less
+            for d in range(total.shape[1]):
+                total[g, d] *= less
+            top[g] = z[g]
         shrink[g] = exp(z[g] - top[g])
+    f4(w, PART_EXACT)[task, :] = mass
     shares = f4(w, FINE_MASS)[h * count : (h + 1) * count]
     sums_read, held, line = np.int64(0), NONE, w[DIM] * kind.itemsize
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
@@ -299,10 +327,9 @@ def attend(w, kind, stored, task):
 
 
 @jit()
-def merge_parts(w, kind, stored, start, stop, stride):
-    """Pass 6: the parts and the steady zone together, and the bytes read."""
+def merge_parts(w, kind, stored, kept, start, stop, stride):
+    """Pass 6: the parts together, and the bytes read."""
     count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
-    steady_out, steady_lse = f4(w, STEADY_OUT), f4(w, STEADY_LSE)[0]
     tops, masses, exacts = f4(w, PART_TOP), f4(w, PART_MASS), f4(w, PART_EXACT)
     sums, outs = f4(w, PART_SUM), f4(w, OUT)
     shares, lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0]
@@ -316,13 +343,12 @@ def merge_parts(w, kind, stored, start, stop, stride):
         for g in range(count):
             at = h * count + g
             out = outs[at]
-            top = max(steady_lse[at], z[h, g])
+            top = z[h, g]
             for task in range(h * parts, (h + 1) * parts):
                 top = max(top, tops[task, g])
-            weight = exp(steady_lse[at] - top)
-            total, exact = weight, weight
+            total, exact = np.float32(0.0), np.float32(0.0)
             for d in range(len(out)):
-                out[d] = weight * steady_out[at, d]
+                out[d] = np.float32(0.0)
             for task in range(h * parts, (h + 1) * parts):
                 weight = exp(tops[task, g] - top)
                 total += weight * masses[task, g]

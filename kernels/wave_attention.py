@@ -11,7 +11,7 @@ Per KV head, for the queries that share it (ARCHITECTURE.md, "The wave cache"):
    the ranks of all candidates (those clusters and the singles).
 3. Candidates are retrieved from the highest rank down, see `select`.
 4. Retrieved clusters are attended exactly, all other candidates and all groups not descended into
-   are estimated, everything is merged with the steady zone by log-sum-exp.
+   are estimated, everything is merged with the steady zone's attention by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .attention import full_attention
 from .segment import Segment, SegmentTable
 
 NEGLIGIBLE = 1e-3
@@ -87,7 +88,7 @@ class StepAnswer:
 
 
 class Kernel(Protocol):
-    """Answers q float32 [Hq, D], not yet scaled; `steady` is out [Hq, D] and lse [Hq]."""
+    """Answers q [Hq, D], not yet scaled; `steady` is K and V [Hkv, n, D], attended exactly."""
 
     def __call__(
         self,
@@ -190,10 +191,11 @@ def wave_attention_reference(
 ) -> StepAnswer:
     """See `Kernel` and the module."""
     kv_heads = segments[0].k.shape[0]
+    near, lse = full_attention(q[:, None].float(), *(t.float() for t in steady), scale=scale)
     parts = []
     for head, rows in enumerate(torch.arange(q.shape[0]).chunk(kv_heads)):
-        own = steady[0][rows].float(), steady[1][rows]
-        parts.append(_head(q[rows] * scale, own, segments, selection, head))
+        own = near[rows, 0].float(), lse[rows, 0]
+        parts.append(_head(q[rows].float() * scale, own, segments, selection, head))
     return StepAnswer(
         out=torch.cat([part.out for part in parts]),
         lse_exact=torch.cat([part.lse_exact for part in parts]),
@@ -210,7 +212,7 @@ def _head(
     selection: Selection,
     head: int,
 ) -> StepAnswer:
-    """One KV head; q float32 [G, D] with the scale in it."""
+    """One KV head; q float32 [G, D] with the scale in it; `steady` is out [G, D] and lse [G]."""
     queries, floats = q.shape[0], {"dtype": torch.float64}
     fine, coarse = (_scored(q, segments, head, selection, coarse=c) for c in (False, True))
     group = _groups(segments, head)

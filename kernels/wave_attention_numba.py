@@ -7,10 +7,7 @@ Compiled code is kept in the user's cache directory, so only the very first step
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +17,10 @@ from torch import Tensor
 
 from .jit_numba import jit
 from .segment import SegmentTable, Totals
-from .wave_attend_numba import attend, merge_parts
+from .team import together
+from .wave_attend_numba import attend, attend_steady, merge_parts
 from .wave_attention import BUCKETS, NEGLIGIBLE, Selection, StepAnswer
-from .wave_score_numba import choose, find, score_first, score_found
+from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
     BLOCK,
     BUCKET_MASS,
@@ -38,10 +36,10 @@ from .wave_words_numba import (
     FINE_MASS,
     FOUND,
     KV_HEADS,
-    LEAST,
     LOGS,
     LSE_EXACT,
     NORMS,
+    ONE,
     OUT,
     PART_AT,
     PART_BYTES,
@@ -60,7 +58,6 @@ from .wave_words_numba import (
     SINGLE_MASS,
     SIZE,
     STEADY_LSE,
-    STEADY_OUT,
     TABLE,
     TILE,
     TOKENS,
@@ -72,74 +69,76 @@ from .wave_words_numba import (
 
 
 @jit()
-def _score_first(w, kind, stored, start, stop, stride):
+def _first(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
-        score_first(w, kind, task)
+        h, number = task // (w[SEGMENTS] + w[PARTS]), task % (w[SEGMENTS] + w[PARTS])
+        if number < w[SEGMENTS]:
+            score_first(w, kind, h * w[SEGMENTS] + number)
+        else:
+            attend_steady(w, kept, h * w[PARTS] + number - w[SEGMENTS])
 
 
 @jit()
-def _find(w, kind, stored, start, stop, stride):
+def _find(w, kind, stored, kept, start, stop, stride):
     for h in range(start, stop, stride):
         find(w, h)
 
 
 @jit()
-def _score_found(w, kind, stored, start, stop, stride):
+def _score_found(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
         score_found(w, kind, task)
 
 
 @jit()
-def _choose(w, kind, stored, start, stop, stride):
+def _choose(w, kind, stored, kept, start, stop, stride):
     for h in range(start, stop, stride):
         choose(w, h)
 
 
 @jit()
-def _attend(w, kind, stored, start, stop, stride):
+def _attend(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
         attend(w, kind, stored, task)
 
 
-PASSES = (_score_first, _find, _score_found, _choose, _attend, merge_parts)
-"""Each does tasks start, start + stride ... before stop; the first and the third and fifth have
-SEGMENTS and PARTS tasks per KV head, the others one."""
+@jit()
+def _all(w, kind, stored, kept, first, last):
+    """All passes for KV heads first ... last - 1, on one thread."""
+    each = w[SEGMENTS] + w[PARTS]
+    _first(w, kind, stored, kept, first * each, last * each, ONE)
+    _find(w, kind, stored, kept, first, last, ONE)
+    _score_found(w, kind, stored, kept, first * w[PARTS], last * w[PARTS], ONE)
+    _choose(w, kind, stored, kept, first, last, ONE)
+    _attend(w, kind, stored, kept, first * w[PARTS], last * w[PARTS], ONE)
+    merge_parts(w, kind, stored, kept, first, last, ONE)
 
 
-def _run(work: _Work, kind: NDArray[Any], stored: NDArray[Any], threads: int) -> None:
+PASSES = (_first, _find, _score_found, _choose, _attend, merge_parts)
+"""Each does tasks start, start + stride ... before stop."""
+
+
+def _run(
+    work: _Work, kind: NDArray[Any], stored: NDArray[Any], kept: NDArray[Any], threads: int
+) -> None:
     """All passes on so many threads; heads go to threads whole where they come out even."""
     words = work.words
-    kv_heads, parts = int(words[KV_HEADS]), int(words[PARTS])
-    tasks = [n * kv_heads for n in (int(words[SEGMENTS]), 1, parts, 1, parts, 1)]
-
-    def member(number: int, passes: slice, *, even: bool) -> None:
-        for function, total in zip(PASSES[passes], tasks[passes], strict=True):
-            if even:
-                share = total // threads
-                function(words, kind, stored, number * share, (number + 1) * share, 1)
-            else:
-                function(words, kind, stored, number, total, threads)
-
-    if threads == 1:
-        member(0, slice(None), even=True)
-    elif kv_heads % threads == 0:
-        _together(threads, lambda number: member(number, slice(None), even=True))
-    else:
-        for at in range(len(PASSES)):
-            _together(threads, lambda number, at=at: member(number, slice(at, at + 1), even=False))
-
-
-@functools.cache
-def _helpers(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="wave-attention")
-
-
-def _together(threads: int, member: Callable[[int], None]) -> None:
-    """member(0) here and member(1 ...) on other threads, at the same time."""
-    others = [_helpers(threads).submit(member, number) for number in range(1, threads)]
-    member(0)
-    for other in others:
-        other.result()
+    kv_heads, parts, segments = (int(words[i]) for i in (KV_HEADS, PARTS, SEGMENTS))
+    prepare(words)
+    if kv_heads % threads == 0:
+        share = kv_heads // threads
+        together(
+            threads,
+            lambda n: _all(words, kind, stored, kept, n * share, (n + 1) * share),
+        )
+        return
+    for function, tasks in zip(PASSES, (segments + parts, 1, parts, 1, parts, 1), strict=True):
+        together(
+            threads,
+            lambda n, function=function, tasks=tasks: function(
+                words, kind, stored, kept, n, tasks * kv_heads, threads
+            ),
+        )
 
 
 KINDS = {
@@ -149,6 +148,8 @@ KINDS = {
     torch.float32: np.empty(0, np.float32),
 }
 """What a stored element looks like to the compiled code."""
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Of the queries' dtypes."""
 
 
 class _Work:
@@ -158,6 +159,9 @@ class _Work:
         self.words = np.zeros(WORDS, np.int64)
         self.clusters = self.longest = 0
         """What there is room for."""
+        self.rules_known: tuple[Selection, float, float] | None = None
+        self.answer: tuple[Tensor, ...] = ()
+        """The arrays that a step's answer is read from."""
         self._held: dict[int, NDArray[Any]] = {}
 
     def put(self, name: int, array: NDArray[Any]) -> None:
@@ -165,6 +169,26 @@ class _Work:
         rows, columns = array.shape if array.ndim == 2 else (1, array.shape[0])
         self.words[name : name + 3] = array.ctypes.data, rows, columns
         self._held[name] = array
+
+    def rule(self, selection: Selection, scale: float) -> None:
+        """Lets RULES say what to read; nothing is done when they say it already."""
+        rule = (selection, scale, NEGLIGIBLE)
+        if rule == self.rules_known:
+            return
+        self.rules_known = rule
+        self[RULES][0] = (
+            selection.descend,
+            selection.sure,
+            selection.tokens,
+            selection.sharp_tokens,
+            selection.clusters,
+            selection.epsilon,
+            selection.estimated,
+            NEGLIGIBLE,
+            selection.least_groups,
+            min(selection.most, 1 << 62),
+            scale,
+        )
 
     def __getitem__(self, name: int) -> NDArray[Any]:
         return self._held[name]
@@ -192,21 +216,19 @@ def wave_attention_numba(
     scale: float,
 ) -> StepAnswer:
     """See `Kernel`. The answer's tensors are valid until this thread's next step."""
-    (heads, dim), first = q.shape, segments[0]
+    (heads, dim), first, totals = q.shape, segments[0], segments.totals
     kv_heads = first.k.shape[0]
     threads = torch.get_num_threads()
     parts = max(1, PIECES * threads // kv_heads)
     work = _works.of(heads, kv_heads, dim, parts)
-    scaled = (q.float() * scale).contiguous()
-    work.put(Q, scaled.numpy())
-    work.put(NORMS, scaled.square().sum(dim=1).numpy())
-    work.put(STEADY_OUT, steady[0].float().contiguous().numpy())
-    work.put(STEADY_LSE, steady[1].contiguous().numpy())
-    work.put(TABLE, segments.rows.numpy())
-    totals = segments.totals
     if totals.clusters > work.clusters or totals.longest > work.longest:
         _reserve(work, totals, heads, kv_heads, dim, kv_heads * parts)
-    work.words[: LEAST + 1] = (
+    work.rule(selection, scale)
+    q = (q if q.dtype in CODES else q.float()).contiguous()
+    k, v = steady
+    if k.stride()[1:] != (dim, 1) or k.stride() != v.stride():
+        k, v = k.contiguous(), v.contiguous()
+    work.words[: TABLE + 3] = (
         kv_heads,
         heads // kv_heads,
         dim,
@@ -220,32 +242,24 @@ def wave_attention_numba(
         selection.second_order,
         selection.floor,
         selection.least,
+        q.data_ptr(),
+        CODES[q.dtype],
+        k.shape[1],
+        k.stride(0) * k.element_size(),
+        k.data_ptr(),
+        v.data_ptr(),
+        segments.rows.data_ptr(),
+        len(segments),
+        SegmentTable.COLUMNS,
     )
-    work[RULES][0] = (
-        selection.descend,
-        selection.sure,
-        selection.tokens,
-        selection.sharp_tokens,
-        selection.clusters,
-        selection.epsilon,
-        selection.estimated,
-        NEGLIGIBLE,
-        selection.least_groups,
-        min(selection.most, 1 << 62),
-    )
-    _run(work, KINDS[first.fine.centroids.dtype], KINDS[first.k.dtype], threads)
-    return StepAnswer(
-        out=torch.from_numpy(work[OUT]),
-        lse_exact=torch.from_numpy(work[LSE_EXACT][0]),
-        mass_exact=torch.from_numpy(work[EXACT][0]),
-        retrieved_tokens=torch.from_numpy(work[TOKENS][0]),
-        bytes=int(work[BYTES].sum()),
-    )
+    _run(work, KINDS[first.fine.centroids.dtype], KINDS[first.k.dtype], KINDS[k.dtype], threads)
+    return StepAnswer(*work.answer, bytes=sum(work[BYTES][0].tolist()))
 
 
 def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, tasks: int) -> None:
     """Scratch for twice this many clusters."""
     group, clusters = heads // kv_heads, 2 * totals.clusters
+    work.rules_known = None
     work.clusters, work.longest = clusters, 2 * totals.longest
     with np.errstate(divide="ignore"):
         logs = np.log(np.arange(work.longest + 1, dtype=np.float64))
@@ -262,7 +276,10 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (ZONE, np.int32, kv_heads, clusters),
         (SEGMENT, np.int32, kv_heads, clusters),
         (CLUSTER, np.int32, kv_heads, clusters),
-        (RULES, np.float64, 1, 10),
+        (Q, np.float32, heads, dim),
+        (NORMS, np.float32, 1, heads),
+        (STEADY_LSE, np.float32, 1, heads),
+        (RULES, np.float64, 1, 11),
         (FOUND, np.int64, kv_heads, 5),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),
@@ -283,3 +300,5 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (BYTES, np.int64, 1, kv_heads),
     ):
         work.put(name, np.zeros((rows, columns), dtype))
+    outputs = work[OUT], work[LSE_EXACT][0], work[EXACT][0], work[TOKENS][0]
+    work.answer = tuple(torch.from_numpy(array) for array in outputs)

@@ -36,7 +36,11 @@ from .wave_words_numba import (
     MOST,
     NONE,
     NORMS,
+    PART_MASS,
+    PART_TOP,
     PARTS,
+    Q_AT,
+    Q_CODE,
     RANK,
     RETRIEVED,
     RULES,
@@ -46,6 +50,7 @@ from .wave_words_numba import (
     S_SINGLES,
     S_SINGLES_BEFORE,
     S_TOKENS,
+    SCALE,
     SCALED,
     SECOND_ORDER,
     SEGMENT,
@@ -330,8 +335,49 @@ def _descend(w, h, wanted, everything):
 
 
 @jit()
+def prepare(w):
+    """Before all passes: queries times scale as float32, and the squares of their lengths."""
+    q, norms, scale = f4(w, Q), f4(w, NORMS)[0], np.float32(f8(w, RULES)[0, SCALE])
+    n = q.shape[0] * q.shape[1]
+    flat, at = q.reshape(n), pointer(w[Q_AT])
+    if w[Q_CODE] == 0:
+        _scale(carray(at, n, np.float32), scale, flat)
+    elif w[Q_CODE] == 1:
+        _scale(carray(at, n, np.uint16), scale, flat)
+    else:
+        _scale(carray(at, n, np.int16), scale, flat)
+    for h in range(len(q)):
+        norms[h] = np.float32(0.0)
+        for d in range(q.shape[1]):
+            norms[h] += q[h, d] * q[h, d]
+
+
+@jit()
+def _scale(source, scale, out):
+    for i in range(len(out)):
+        out[i] = to_float(source[i]) * scale
+
+
+@jit()
+def _steady_lse(w, h):
+    """The log mass of the steady zone for one head's queries, from what its parts summed."""
+    count, parts = w[GROUP], w[PARTS]
+    tops, masses = f4(w, PART_TOP), f4(w, PART_MASS)
+    lses = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    for g in range(count):
+        top, total = np.float32(-np.inf), np.float32(0.0)
+        for task in range(h * parts, (h + 1) * parts):
+            top = max(top, tops[task, g])
+        for task in range(h * parts, (h + 1) * parts):
+            if masses[task, g] > 0:
+                total += masses[task, g] * exp(tops[task, g] - top)
+        lses[g] = top + np.log(total) if total > 0 else top
+
+
+@jit()
 def find(w, h):
     """Pass 2: the candidates of one head, where they are and how many tokens they hold."""
+    _steady_lse(w, h)
     table, zones, found = i8(w, TABLE), i4(w, COARSE_ZONE)[h], i8(w, FOUND)[h]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
     everything, occupied, n = np.int64(0), np.int64(0), np.int64(0)

@@ -85,11 +85,10 @@ def _decode(shape: Shape, config: WaveConfig) -> int | None:
         q = torch.randn(shape.q_heads, 1, shape.head_dim, device=k.device).to(k.dtype)
         steady = k[:, :WINDOW].contiguous(), v[:, :WINDOW].contiguous()
 
-        def wave() -> None:
-            out, lse = full_attention(q, *steady, scale=scale)
-            wave_attention(q[:, 0], (out[:, 0], lse[:, 0]), table, rules, scale=scale)
-
-        return lambda: full_attention(q, k, v, scale=scale), wave
+        return (
+            lambda: full_attention(q, k, v, scale=scale),
+            lambda: wave_attention(q[:, 0], steady, table, rules, scale=scale),
+        )
 
     return _first_won(shape, config, shape.kv_heads, race)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .config import WaveConfig
-from .kernels.attention import full_attention
 from .wave.clustering import cluster_segment
 from .wave.index import WaveIndex
 from .wave.zones import next_growth
@@ -50,12 +49,6 @@ def build_index(k: Tensor, v: Tensor, config: WaveConfig) -> tuple[WaveIndex, St
     return index, (k[:, keep].contiguous(), v[:, keep].contiguous())
 
 
-def steady_attention(q: Tensor, steady: Steady) -> tuple[Tensor, Tensor]:
-    """q [Hq, D] over the steady zone: out [Hq, D] and lse [Hq], float32."""
-    out, lse = full_attention(q[:, None], *steady, scale=1 / math.sqrt(q.shape[1]))
-    return out[:, 0].float(), lse[:, 0]
-
-
 def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """q [Hq, D] over k, v [Hkv, N, D]: out [Hq, D] and lse [Hq] in float64, a KV head at a time."""
     outs, lses = [], []
@@ -74,8 +67,7 @@ def compare(
     errors, exact, believed, tokens, read = [], [], [], [], []
     for step in q:
         truth, whole = exact_attention(step, k, v)
-        out, lse = steady_attention(step, steady)
-        answer = index.answer(step, (out, lse))
+        answer = index.answer(step, steady)
         distance = (answer.out.double() - truth).norm(dim=1)
         errors.append(distance / truth.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny))
         # mass_exact is relative to the estimated whole: the exact part's log mass is known.

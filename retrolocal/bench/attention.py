@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import WaveConfig
 from ..errors import DataError
-from ..fidelity import Measured, Steady, build_index, compare, steady_attention
+from ..fidelity import Measured, Steady, build_index, compare
 from ..kernels.attention import full_attention
 from ..measurement import Progress
 from ..memory import MemoryEstimate, require
@@ -111,7 +111,7 @@ def _times(
         return lambda q: full_attention(q[:, None].to(keys.dtype), keys, values, scale=scale)
 
     def through(index: WaveIndex, steady: Steady) -> Callable[[Tensor], object]:
-        return lambda q: index.answer(q, steady_attention(q, steady))
+        return lambda q: index.answer(q, steady)
 
     steps = {"dense": dense(k, v)}
     if k.dtype != torch.float32 and 2 * k.numel() * 4 <= FLOAT32_LIMIT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -172,15 +173,15 @@ class WaveCache:
         """One new token, one query."""
         self._steady.append(k, v)
         self._tokens += 1
-        out, lse = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
         self._steps.count += 1
         if len(self._index.segments) == 0:
+            out, _ = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
             self._steps.mass_exact += 1.0
         else:
-            answer = self._index.answer(q[:, 0], (out[:, 0].float(), lse[:, 0]))
+            answer = self._index.answer(q[:, 0], self._steady.view())
             out = answer.out[:, None].to(q.dtype, copy=True)
-            self._steps.mass_exact += float(answer.mass_exact.mean())
-            self._steps.retrieved_tokens += float(answer.retrieved_tokens.float().mean())
+            self._steps.mass_exact += fmean(answer.mass_exact.tolist())
+            self._steps.retrieved_tokens += fmean(answer.retrieved_tokens.tolist())
             self._steps.bytes += answer.bytes
         self._grow()
         return out

@@ -63,7 +63,7 @@ class WaveIndex:
         return sum(int((segment.starts.diff() > 0).sum()) for segment in self.segments)
 
     def answer(self, q: Tensor, steady: tuple[Tensor, Tensor]) -> StepAnswer:
-        """Tripartite attention of one step: q [Hq, D], steady out [Hq, D] and lse [Hq].
+        """Tripartite attention of one step: q [Hq, D], K and V [Hkv, n, D] of the steady zone.
 
         RetroInfer (arXiv 2505.02922), section 4.2, with the differences in ARCHITECTURE.md. The
         answer is valid until this thread's next step.

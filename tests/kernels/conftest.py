@@ -37,6 +37,7 @@ class Step:
 
     @property
     def steady(self) -> tuple[Tensor, Tensor]:
+        """Attention over the steady zone alone: out [Hq, D] and lse [Hq], float32."""
         out, lse = self.attend(*self.steady_rows)
         return out.float(), lse.float()
 
@@ -54,7 +55,7 @@ class Step:
         return (torch.exp(scores - lse[:, None])[:, None] @ v)[:, 0], lse
 
     def answer(self, kernel: Kernel, selection: Selection) -> StepAnswer:
-        return kernel(self.q, self.steady, self.segments, selection, scale=self.scale)
+        return kernel(self.q, self.steady_rows, self.segments, selection, scale=self.scale)
 
 
 MakeStep = Callable[..., Step]

@@ -217,10 +217,14 @@ def test_a_steady_zone_that_weighs_everything_or_nothing(
     selection = SELECTIONS[name]
     config = step_config("int8", selection)
     step = make_step(3, [300, 50], dim=64, store=torch.bfloat16, config=config, gain=0.3)
-    steady = step.steady[0], step.steady[1] + lead
+    # Keys moved so that every query's logits move by `lead`.
+    queries = step.q.view(len(step.k), -1, 64)
+    wanted = torch.full((*queries.shape[:2], 1), lead / step.scale)
+    moved = torch.linalg.lstsq(queries, wanted).solution.mT
+    k, v = step.steady_rows
+    step = replace(step, steady_rows=(k.float() + moved, v.float()))
     expected, found = (
-        kernel(step.q, steady, step.segments, selection, scale=step.scale)
-        for kernel in (wave_attention_reference, wave_attention)
+        step.answer(kernel, selection) for kernel in (wave_attention_reference, wave_attention)
     )
     torch.testing.assert_close(found.out, expected.out, atol=2 * NEGLIGIBLE, rtol=0)
     torch.testing.assert_close(found.lse_exact, expected.lse_exact, atol=1e-3, rtol=0)

@@ -15,7 +15,7 @@ def test_every_array_has_three_words_of_its_own() -> None:
 
     columns = {"FINE", "COARSE", "STARTS", "OFFSETS", "MEAN", "KEYS", "VALUES", "NONE", "ONE"}
     rules = {"DESCEND", "SURE", "SHARE_TOKENS", "SHARP_TOKENS"}
-    rules |= {"SHARE_CLUSTERS", "EPSILON", "SHARE_ESTIMATED", "SEEN", "LEAST_GROUPS", "MOST"}
+    rules |= {"SHARE_CLUSTERS", "EPSILON", "SHARE_ESTIMATED", "SEEN", "LEAST_GROUPS", "MOST", "SCALE"}
     zones = {"DROPPED", "RETRIEVED", "ESTIMATED"}
     places = {
         name: int(value)
@@ -23,7 +23,7 @@ def test_every_array_has_three_words_of_its_own() -> None:
         if isinstance(value, np.integer) and name not in columns | rules | zones
         if not name.startswith("S_")
     }
-    numbers = sorted(place for place in places.values() if place <= words.LEAST)
-    arrays = sorted(place for place in places.values() if place > words.LEAST)
-    assert numbers == list(range(words.LEAST + 1))
-    assert arrays == list(range(words.LEAST + 1, words.WORDS, 3))
+    numbers = sorted(place for place in places.values() if place <= words.STEADY_V)
+    arrays = sorted(place for place in places.values() if place > words.STEADY_V)
+    assert numbers == list(range(words.STEADY_V + 1))
+    assert arrays == list(range(words.STEADY_V + 1, words.WORDS, 3))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retrolocal.cache import DenseCache
 from retrolocal.config import WaveConfig
-from retrolocal.fidelity import exact_attention, steady_attention
+from retrolocal.fidelity import exact_attention
 from retrolocal.wave.cache import Lengths, WaveCache
 from retrolocal.wave.clustering import cluster_segment
 
@@ -142,8 +142,7 @@ def test_more_budget_never_lowers_the_exact_mass(
 def _true_exact_mass(cache: WaveCache, rows: Rows) -> float:
     """Share of the dense attention mass of the last query that is attended exactly."""
     q, k = rows[0][:, -1], rows[1]
-    steady = steady_attention(q, cache._steady.view())
-    exact = cache._index.answer(q, steady).lse_exact
+    exact = cache._index.answer(q, cache._steady.view()).lse_exact
     _, whole = exact_attention(q, k, rows[2])
     return float(torch.exp(exact - whole).mean())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrolocal.bench.synthetic import structured_data
 from retrolocal.config import WaveConfig
-from retrolocal.fidelity import Steady, build_index, exact_attention, steady_attention
+from retrolocal.fidelity import Steady, build_index, exact_attention
 from retrolocal.wave.index import WaveIndex
 
 TOKENS, KV_HEADS, DIM, STEPS = 16_500, 4, 64, 16
@@ -79,7 +79,7 @@ def retrieved(hay: Haystack, index: WaveIndex, steady: Steady, margin: float) ->
     """Which needles' masses are in what was attended exactly."""
     group, found = hay.q.shape[1] // KV_HEADS, []
     for q, places in zip(hay.q, hay.places, strict=True):
-        answer = index.answer(q, steady_attention(q, steady))
+        answer = index.answer(q, steady)
         truth, _ = exact_attention(q, hay.k, hay.v)
         for head, place in enumerate(places.tolist()):
             row = head * group

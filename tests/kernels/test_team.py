@@ -1,0 +1,77 @@
+"""Threads that work together: everyone works once, failures arrive, callers may be many."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from retrolocal.kernels.team import current_processor, together
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_every_member_works_once_on_its_own_thread(members: int) -> None:
+    seen: list[tuple[int, int]] = []
+    everyone = threading.Barrier(members, timeout=60)
+
+    def work(number: int) -> None:
+        everyone.wait()
+        seen.append((number, threading.get_ident()))
+
+    for _ in range(3):
+        seen.clear()
+        together(members, work)
+        assert sorted(number for number, _ in seen) == list(range(members))
+        assert len({thread for _, thread in seen}) == members
+        assert dict(seen)[0] == threading.get_ident()
+
+
+@pytest.mark.parametrize("guilty", [0, 1, 2])
+def test_a_members_failure_reaches_the_caller_and_the_team_goes_on(guilty: int) -> None:
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        if number == guilty:
+            raise ValueError(number)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match=str(guilty)):
+        together(3, work)
+    assert sorted(ended) == [number for number in range(3) if number != guilty]
+    together(3, ended.append)
+    assert len(ended) == 5
+
+
+def test_callers_on_many_threads() -> None:
+    def call(value: int) -> list[int]:
+        seen: list[int] = []
+        together(3, lambda number: seen.append(10 * value + number))
+        return sorted(seen)
+
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(call, range(50)))
+    assert found == [[10 * value + number for number in range(3)] for value in range(50)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processors are asked for on Linux only")
+def test_helpers_keep_off_the_callers_processor() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one processor only")
+    may: dict[int, set[int]] = {}
+    together(4, lambda number: None)
+
+    def work(number: int) -> None:
+        may[number] = os.sched_getaffinity(0)
+
+    try:
+        for processor in sorted(allowed)[:2]:
+            os.sched_setaffinity(0, {processor})
+            assert current_processor() == processor
+            together(4, work)
+            assert processor not in may[1] | may[2] | may[3]
+    finally:
+        os.sched_setaffinity(0, allowed)
