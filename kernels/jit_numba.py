@@ -110,6 +110,17 @@ def touch(typingctx: Any, address: Any) -> Any:
     return types.void(address), generate
 
 
+@intrinsic
+def add_at(typingctx: Any, address: Any, value: Any) -> Any:
+    """Adds to the int64 at an address and returns what was there before, atomically."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
 def to_float(x):
     """A stored element as float32: int8, bfloat16 (as uint16), float16 (as int16) or float32."""
     raise NotImplementedError

@@ -8,7 +8,6 @@ from numba import carray
 from .jit_numba import exp, jit, pointer, to_float, touch
 from .wave_score_numba import add_rows, dots
 from .wave_words_numba import (
-    AHEAD,
     BLOCK,
     BYTES,
     CLUSTER,
@@ -28,7 +27,6 @@ from .wave_words_numba import (
     KEYS,
     LINE,
     LSE_EXACT,
-    NONE,
     OUT,
     PART_AT,
     PART_BYTES,
@@ -66,7 +64,6 @@ from .wave_words_numba import (
     f8,
     i4,
     i8,
-    rows_of,
     runs_of,
     scales_of,
 )
@@ -128,25 +125,38 @@ def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stor
 
 
 @jit()
-def _add_sum(shares, i, shrink, mass, total, sums, scale, c, size, rows, weights, held, threshold):
-    """Adds one cluster (or group) by its value sum, which waits in `rows` until BLOCK are held.
+def _add_sums(shares, first, n, zones, zone, shrink, factors, at, task, kind):
+    """Adds n <= TILE clusters (or groups) from `first` on by their value sums, those of `zone`.
 
-    Returns how many are held; a cluster that weighs next to nothing adds to `mass` only.
+    Their rows lie at at[i]; factors[i] makes a sum the mean. `task` is where to: the mass and the
+    total of `attend`, scratch, and what weighs less than counts. Returns the rows read: one that
+    weighs next to nothing adds to the mass only.
     """
-    heaviest, each = np.float32(0.0), scale / np.float32(size)
+    mass, total, weights, rows, threshold = task
+    heaviest, read = np.zeros(TILE, np.float32), 0
     for g in range(len(mass)):
-        share = shares[g, i] * shrink[g]
-        mass[g] += share
-        heaviest = max(heaviest, share)
-        weights[g, held] = share * each
-    if heaviest <= threshold:
-        return held
-    for d in range(rows.shape[1]):
-        rows[held, d] = to_float(sums[c, d])
-    if held + 1 < BLOCK:
-        return held + 1
-    add_rows(weights, NONE, rows, total)
-    return NONE
+        added = np.float32(0.0)
+        for i in range(n):
+            share = shares[g, first + i] * shrink[g]
+            weights[g, i] = share if zones[first + i] == zone else np.float32(0.0)
+        for i in range(n):
+            added += weights[g, i]
+            heaviest[i] = max(heaviest[i], weights[g, i])
+        mass[g] += added
+    for i in range(n):
+        if heaviest[i] > threshold:
+            for byte in range(0, rows.shape[1] * kind.itemsize, LINE):
+                touch(at[i] + byte)
+            at[read] = at[i]
+            for g in range(len(mass)):
+                weights[g, read] = weights[g, i] * factors[i]
+            read += 1
+    for i in range(read, min(TILE, read + BLOCK)):
+        weights[:, i] = np.float32(0.0)
+    for i in range(0, read, BLOCK):
+        _load_at(at, i, read, rows, kind)
+        add_rows(weights, i, rows, total)
+    return read
 
 
 @jit()
@@ -248,6 +258,7 @@ def attend(w, kind, stored, task):
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
     weights = f4(w, PART_SCORES)[task * count : (task + 1) * count]
     rows_read = _attend_exactly(w, stored, task)
+    line = w[DIM] * kind.itemsize
     shrink = np.empty(count, np.float32)
     for g in range(count):
         if z[g] > top[g]:
@@ -258,71 +269,36 @@ def attend(w, kind, stored, task):
             top[g] = z[g]
         shrink[g] = exp(z[g] - top[g])
     f4(w, PART_EXACT)[task, :] = mass
+    sums_read, at, factors = np.int64(0), i8(w, PART_AT)[4 * task], np.empty(TILE, np.float32)
+    goal = mass, total, weights, rows, threshold
     shares = f4(w, FINE_MASS)[h * count : (h + 1) * count]
-    sums_read, held, line = np.int64(0), NONE, w[DIM] * kind.itemsize
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
-    for i in range(start, stop):
-        if i + AHEAD < stop and zones[i + AHEAD] == ESTIMATED:
-            s = places[i + AHEAD]
-            at = table[s, FINE + 1] + (h * table[s, S_CLUSTERS] + clusters[i + AHEAD]) * line
-            for byte in range(0, line, LINE):
-                touch(at + byte)
-        if zones[i] == ESTIMATED:
-            s, c = places[i], np.int64(clusters[i])
-            all_rows = table[s, S_CLUSTERS]
-            sums = rows_of(w, h, table[s, FINE + 1], all_rows, kind)
-            scale = one
+    for first in range(start, stop, TILE):
+        n = min(TILE, stop - first)
+        for i in range(n):
+            s, c = places[first + i], np.int64(clusters[first + i])
+            held = table[s, S_CLUSTERS]
+            at[i] = table[s, FINE + 1] + (h * held + c) * line
+            factors[i] = one / np.float32(sizes[first + i])
             if w[SCALED]:
-                scale = to_float(scales_of(w, h, table[s, FINE + 2], all_rows)[c, 1])
-            was = held
-            held = _add_sum(
-                shares,
-                i,
-                shrink,
-                mass,
-                total,
-                sums,
-                scale,
-                c,
-                sizes[i],
-                rows,
-                weights,
-                held,
-                threshold,
-            )
-            sums_read += held != was
+                factors[i] *= to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 1])
+        sums_read += _add_sums(shares, first, n, zones, ESTIMATED, shrink, factors, at, goal, kind)
     if w[TWO_LEVEL]:
         shares = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
         zones, sizes = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h]
         for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
             groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
-            sums = rows_of(w, h, table[s, COARSE + 1], groups, kind)
             scales = scales_of(w, h, table[s, COARSE + 2], groups)
-            for m in range(groups):
-                i = before + m
-                if zones[i] == DROPPED and sizes[i] > 0:
-                    scale = to_float(scales[m, 1]) if w[SCALED] else one
-                    was = held
-                    held = _add_sum(
-                        shares,
-                        i,
-                        shrink,
-                        mass,
-                        total,
-                        sums,
-                        scale,
-                        m,
-                        sizes[i],
-                        rows,
-                        weights,
-                        held,
-                        threshold,
-                    )
-                    sums_read += held != was
-    for i in range(held, BLOCK):
-        rows[i] = np.float32(0.0)
-        weights[:, i] = np.float32(0.0)
-    add_rows(weights, NONE, rows, total)
+            for m in range(0, groups, TILE):
+                n, first = min(TILE, groups - m), before + m
+                for i in range(n):
+                    at[i] = table[s, COARSE + 1] + (h * groups + m + i) * line
+                    factors[i] = one / np.float32(max(1, sizes[first + i]))
+                    if w[SCALED]:
+                        factors[i] *= to_float(scales[m + i, 1])
+                sums_read += _add_sums(
+                    shares, first, n, zones, DROPPED, shrink, factors, at, goal, kind
+                )
     i8(w, PART_BYTES)[0, task] = w[DIM] * (rows_read * stored.itemsize + sums_read * kind.itemsize)
 
 

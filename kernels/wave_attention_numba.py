@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .jit_numba import jit
+from .jit_numba import add_at, jit
 from .segment import SegmentTable, Totals
 from .team import together
 from .wave_attend_numba import attend, attend_steady, merge_parts
@@ -38,6 +38,7 @@ from .wave_words_numba import (
     KV_HEADS,
     LOGS,
     LSE_EXACT,
+    NONE,
     NORMS,
     ONE,
     OUT,
@@ -51,6 +52,7 @@ from .wave_words_numba import (
     PART_TOP,
     PARTS,
     PIECES,
+    PROGRESS,
     RANK,
     RULES,
     SEGMENT,
@@ -104,14 +106,25 @@ def _attend(w, kind, stored, kept, start, stop, stride):
 
 @jit()
 def _all(w, kind, stored, kept, first, last):
-    """All passes for KV heads first ... last - 1, on one thread."""
-    each = w[SEGMENTS] + w[PARTS]
+    """All passes for KV heads first ... last - 1, then what other threads have not begun."""
+    heads, parts = w[KV_HEADS], w[PARTS]
+    each, place = w[SEGMENTS] + parts, w[PROGRESS]
     _first(w, kind, stored, kept, first * each, last * each, ONE)
     _find(w, kind, stored, kept, first, last, ONE)
-    _score_found(w, kind, stored, kept, first * w[PARTS], last * w[PARTS], ONE)
-    _choose(w, kind, stored, kept, first, last, ONE)
-    _attend(w, kind, stored, kept, first * w[PARTS], last * w[PARTS], ONE)
-    merge_parts(w, kind, stored, kept, first, last, ONE)
+    _score_found(w, kind, stored, kept, first * parts, last * parts, ONE)
+    for h in range(first, last):
+        choose(w, h)
+        add_at(place + 8 * h, ONE)
+    for number in range(first, first + heads):
+        h = number % heads
+        if add_at(place + 8 * h, NONE) == 0:
+            continue
+        part = add_at(place + 8 * (heads + h), ONE)
+        while part < parts:
+            attend(w, kind, stored, h * parts + part)
+            if add_at(place + 8 * (2 * heads + h), ONE) == parts - 1:
+                merge_parts(w, kind, stored, kept, h, h + 1, ONE)
+            part = add_at(place + 8 * (heads + h), ONE)
 
 
 PASSES = (_first, _find, _score_found, _choose, _attend, merge_parts)
@@ -298,6 +311,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (LSE_EXACT, np.float32, 1, heads),
         (TOKENS, np.int64, 1, kv_heads),
         (BYTES, np.int64, 1, kv_heads),
+        (PROGRESS, np.int64, 3, kv_heads),
     ):
         work.put(name, np.zeros((rows, columns), dtype))
     outputs = work[OUT], work[LSE_EXACT][0], work[EXACT][0], work[TOKENS][0]

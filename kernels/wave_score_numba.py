@@ -39,6 +39,7 @@ from .wave_words_numba import (
     PART_MASS,
     PART_TOP,
     PARTS,
+    PROGRESS,
     Q_AT,
     Q_CODE,
     RANK,
@@ -95,31 +96,49 @@ def _load(source, first, stop, rows):
 
 @jit()
 def dots(q, first, count, rows, out, at, n):
-    """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows, BLOCK at a time in registers."""
-    for g in range(count):
-        a = b = c = e = np.float32(0.0)
+    """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows.
+
+    Two queries x and y at a time: that many sums stay in registers, a row is loaded once for both.
+    """
+    for g in range(0, count, 2):
+        other = min(g + 1, count - 1)
+        x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = np.float32(0.0)
         for d in range(rows.shape[1]):
-            x = q[first + g, d]
-            a += x * rows[0, d]
-            b += x * rows[1, d]
-            c += x * rows[2, d]
-            e += x * rows[3, d]
-        out[g, at] = a
+            x, y = q[first + g, d], q[first + other, d]
+            x0 += x * rows[0, d]
+            x1 += x * rows[1, d]
+            x2 += x * rows[2, d]
+            x3 += x * rows[3, d]
+            y0 += y * rows[0, d]
+            y1 += y * rows[1, d]
+            y2 += y * rows[2, d]
+            y3 += y * rows[3, d]
+        out[g, at], out[other, at] = x0, y0
         if n > 1:
-            out[g, at + 1] = b
+            out[g, at + 1], out[other, at + 1] = x1, y1
         if n > 2:
-            out[g, at + 2] = c
+            out[g, at + 2], out[other, at + 2] = x2, y2
         if n > 3:
-            out[g, at + 3] = e
+            out[g, at + 3], out[other, at + 3] = x3, y3
 
 
 @jit()
 def add_rows(weights, at, rows, total):
-    """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]."""
-    for g in range(total.shape[0]):
-        a, b, c, e = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
+    """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]; two queries at a time."""
+    count = total.shape[0]
+    for g in range(0, count - 1, 2):
+        o = g + 1
+        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
+        y0, y1, y2, y3 = weights[o, at], weights[o, at + 1], weights[o, at + 2], weights[o, at + 3]
         for d in range(total.shape[1]):
-            total[g, d] += a * rows[0, d] + b * rows[1, d] + c * rows[2, d] + e * rows[3, d]
+            r0, r1, r2, r3 = rows[0, d], rows[1, d], rows[2, d], rows[3, d]
+            total[g, d] += x0 * r0 + x1 * r1 + x2 * r2 + x3 * r3
+            total[o, d] += y0 * r0 + y1 * r1 + y2 * r2 + y3 * r3
+    if count % 2:
+        g = count - 1
+        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
+        for d in range(total.shape[1]):
+            total[g, d] += x0 * rows[0, d] + x1 * rows[1, d] + x2 * rows[2, d] + x3 * rows[3, d]
 
 
 @jit()
@@ -135,30 +154,35 @@ def _bases(w, h, s, base):
 
 
 @jit()
-def _score(w, h, s, level, start, stop, logs, base, out, at, rows, kind):
-    """Log masses of clusters (or groups) start ... stop of segment s into out[g, at ...].
+def _products(w, h, s, level, start, stop, out, at, factors, variances, rows, kind):
+    """Queries times centroids of clusters (or groups) start ... stop of segment s: out[g, at ...].
 
-    `logs` are the logs of their sizes, `level` is FINE or COARSE.
+    Also what `_finish` needs of each, from factors[0] and variances[0] on.
     """
-    table, q, norms = i8(w, TABLE), f4(w, Q), f4(w, NORMS)
+    table, q = i8(w, TABLE), f4(w, Q)
     held = table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS]
     centroids = rows_of(w, h, table[s, level], held, kind)
     scales = scales_of(w, h, table[s, level + 2], held)
     spreads = carray(pointer(table[s, level + 3] + h * held * 2), held, np.uint16)
-    first, count = h * w[GROUP], w[GROUP]
     for c in range(start, stop, BLOCK):
         _load(centroids, c, stop, rows)
-        dots(q, first, count, rows, out, at + c - start, stop - c)
+        dots(q, h * w[GROUP], w[GROUP], rows, out, at + c - start, stop - c)
     n = stop - start
-    factors, variances = np.ones(n, np.float32), np.zeros(n, np.float32)
+    factors[:n], variances[:n] = np.float32(1.0), np.float32(0.0)
     if w[SCALED]:
         for c in range(n):
             factors[c] = to_float(scales[start + c, 0])
     if w[SECOND_ORDER]:
         for c in range(n):
             variances[c] = to_float(spreads[start + c])
+
+
+@jit()
+def _log_masses(w, h, out, first, stop, factors, variances, logs, base):
+    """Products become log masses, out[g, first : stop]; `logs` are the logs of the sizes."""
+    norms, count = f4(w, NORMS)[0], w[GROUP]
     for g in range(count):
-        _finish(out[g, at : at + n], factors, variances, logs, base[g], norms[0, first + g])
+        _finish(out[g, first:stop], factors, variances, logs, base[g], norms[h * count + g])
 
 
 @jit()
@@ -272,7 +296,12 @@ def score_first(w, kind, task):
     count, rows = w[GROUP], np.empty((BLOCK, w[DIM]), np.float32)
     table, logs_of = i8(w, TABLE), f4(w, LOGS)[0]
     clusters, groups, singles = table[s, S_CLUSTERS], table[s, S_GROUPS], table[s, S_SINGLES]
-    base, logs = np.empty(count, np.float32), np.empty(max(groups, singles), np.float32)
+    base, n = np.empty(count, np.float32), max(groups, singles)
+    logs, factors, variances = (
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
+    )
     _bases(w, h, s, base)
     if w[TWO_LEVEL]:
         starts, offsets = runs_of(w, h, s)
@@ -284,11 +313,13 @@ def score_first(w, kind, task):
             zones[before + m] = DROPPED
             logs[m] = logs_of[held]
         masses = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
-        _score(w, h, s, COARSE, NONE, groups, logs, base, masses, before, rows, kind)
+        _products(w, h, s, COARSE, NONE, groups, masses, before, factors, variances, rows, kind)
+        _log_masses(w, h, masses, before, before + groups, factors, variances, logs, base)
     logs[:singles] = np.float32(0.0)
     masses = f4(w, SINGLE_MASS)[h * count : (h + 1) * count]
-    before = table[s, S_SINGLES_BEFORE]
-    _score(w, h, s, FINE, clusters - singles, clusters, logs, base, masses, before, rows, kind)
+    before, first = table[s, S_SINGLES_BEFORE], clusters - singles
+    _products(w, h, s, FINE, first, clusters, masses, before, factors, variances, rows, kind)
+    _log_masses(w, h, masses, before, before + singles, factors, variances, logs, base)
 
 
 @jit()
@@ -338,6 +369,7 @@ def _descend(w, h, wanted, everything):
 def prepare(w):
     """Before all passes: queries times scale as float32, and the squares of their lengths."""
     q, norms, scale = f4(w, Q), f4(w, NORMS)[0], np.float32(f8(w, RULES)[0, SCALE])
+    i8(w, PROGRESS)[:] = 0
     n = q.shape[0] * q.shape[1]
     flat, at = q.reshape(n), pointer(w[Q_AT])
     if w[Q_CODE] == 0:
@@ -414,20 +446,38 @@ def score_found(w, kind, task):
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
     n, logs_of = i8(w, FOUND)[h, 0], f4(w, LOGS)[0]
     at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
-    base, rows = np.empty(count, np.float32), np.empty((BLOCK, w[DIM]), np.float32)
-    logs, known = np.empty(end - at, np.float32), np.int64(-1)
+    base, rows, n = np.empty(count, np.float32), np.empty((BLOCK, w[DIM]), np.float32), end - at
+    logs, factors, variances = (
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
+    )
     masses = f4(w, FINE_MASS)[h * count : (h + 1) * count]
     while at < end:
-        s, c, run = np.int64(places[at]), np.int64(clusters[at]), 1
-        while at + run < end and places[at + run] == s and clusters[at + run] == c + run:
-            run += 1
-        if s != known:
-            _bases(w, h, s, base)
-            known = s
-        for i in range(run):
-            logs[i] = logs_of[sizes[at + i]]
-        _score(w, h, s, FINE, c, c + run, logs, base, masses, at, rows, kind)
-        at += run
+        s, first = np.int64(places[at]), at
+        while at < end and places[at] == s:
+            c, run = np.int64(clusters[at]), 1
+            while at + run < end and places[at + run] == s and clusters[at + run] == c + run:
+                run += 1
+            for i in range(at - first, at - first + run):
+                logs[i] = logs_of[sizes[first + i]]
+            _products(
+                w,
+                h,
+                s,
+                FINE,
+                c,
+                c + run,
+                masses,
+                at,
+                factors[at - first :],
+                variances[at - first :],
+                rows,
+                kind,
+            )
+            at += run
+        _bases(w, h, s, base)
+        _log_masses(w, h, masses, first, at, factors, variances, logs, base)
 
 
 @jit()

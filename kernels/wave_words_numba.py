@@ -13,10 +13,8 @@ BLOCK = 4
 """Rows that one loop over dimensions multiplies."""
 LINE = 64
 """Bytes of a cache line."""
-AHEAD = 16
-"""How many value sums ahead of the one that is added the next ones are asked for."""
-PIECES = 4
-"""Pieces of work per thread where clusters are read."""
+PIECES = 8
+"""Pieces of work per thread where clusters are read: a thread that is done takes another's."""
 DROPPED, RETRIEVED, ESTIMATED = np.arange(3, dtype=np.int32)
 NONE, ONE = np.int64(0), np.int64(1)
 
@@ -78,7 +76,9 @@ TOKENS = np.int64(112)  # int64 [1, H]: retrieved
 BYTES = np.int64(115)  # int64 [1, H]
 PART_AT = np.int64(118)  # int64 [T * 4, TILE]: addresses, two tiles of keys and values
 LSE_EXACT = np.int64(121)  # float32 [1, Hq]
-WORDS = 124
+# int64 [3, H]: whether a head's clusters are chosen, its parts that are taken, those that are done
+PROGRESS = np.int64(124)
+WORDS = 127
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)

@@ -41,14 +41,14 @@ class WaveConfig:
     """Tokens per cluster, outliers counted in."""
     group_clusters: int = 8
     """Clusters per group of the coarse level."""
-    descend: float = 0.2
+    descend: float = 0.15
     """Share of the groups whose clusters a query looks at (`least_groups` if that is more)."""
     least_groups: int = 64
     epsilon: float = 0.002
     """`budget` None: retrieve until less than this share of the mass is left to estimation ..."""
     floor: int = 64
     """... but at least so many clusters ..."""
-    cap: float = 0.018
+    cap: float = 0.015
     """... and at most this share of the clustered tokens (`least` if that is more) ..."""
     sharp_cap: float = 0.03
     """... or this one (twice `least`) where attention is sharp: all groups are then looked into."""
