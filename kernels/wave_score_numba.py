@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .jit_numba import bits_of, exp, jit, pointer, to_float
+from .jit_numba import bits_of, exp, jit, pointer, to_float, touch
 from .wave_attention import BUCKET_SHIFT, BUCKETS, LOWEST_BUCKET
 from .wave_words_numba import (
     BLOCK,
@@ -31,6 +31,7 @@ from .wave_words_numba import (
     GROUPS,
     LEAST,
     LEAST_GROUPS,
+    LINE,
     LOGS,
     MEAN,
     MOST,
@@ -444,7 +445,8 @@ def score_found(w, kind, task):
     """Pass 3: log masses of a part of the grouped candidates; neighbours are scored together."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
-    n, logs_of = i8(w, FOUND)[h, 0], f4(w, LOGS)[0]
+    n, logs_of, table = i8(w, FOUND)[h, 0], f4(w, LOGS)[0], i8(w, TABLE)
+    line = w[DIM] * kind.itemsize
     at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
     base, rows, n = np.empty(count, np.float32), np.empty((BLOCK, w[DIM]), np.float32), end - at
     logs, factors, variances = (
@@ -459,6 +461,11 @@ def score_found(w, kind, task):
             c, run = np.int64(clusters[at]), 1
             while at + run < end and places[at + run] == s and clusters[at + run] == c + run:
                 run += 1
+            if at + run < end:
+                next_s, next_c = places[at + run], np.int64(clusters[at + run])
+                place = (h * table[next_s, S_CLUSTERS] + next_c) * line
+                for byte in range(0, run * line, LINE):
+                    touch(table[next_s, FINE] + place + byte)
             for i in range(at - first, at - first + run):
                 logs[i] = logs_of[sizes[first + i]]
             _products(

@@ -50,7 +50,7 @@ class WaveConfig:
     """... but at least so many clusters ..."""
     cap: float = 0.015
     """... and at most this share of the clustered tokens (`least` if that is more) ..."""
-    sharp_cap: float = 0.03
+    sharp_cap: float = 0.02
     """... or this one (twice `least`) where attention is sharp: all groups are then looked into."""
     least: int = 1024
     """Tokens that may be retrieved however short the text is ..."""
