@@ -125,38 +125,48 @@ def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stor
 
 
 @jit()
-def _add_sums(shares, first, n, zones, zone, shrink, factors, at, task, kind):
-    """Adds n <= TILE clusters (or groups) from `first` on by their value sums, those of `zone`.
+def _weigh(shares, first, n, zones, zone, shrink, mass, weights, listed, threshold):
+    """Adds the masses of entries first ... first + n - 1 (n <= TILE) that are in `zone`.
 
-    Their rows lie at at[i]; factors[i] makes a sum the mean. `task` is where to: the mass and the
-    total of `attend`, scratch, and what weighs less than counts. Returns the rows read: one that
-    weighs next to nothing adds to the mass only.
+    The k-th of those that weigh more than `threshold` is listed[k] after `first` and has the
+    weights weights[:, k]; returns how many there are.
     """
-    mass, total, weights, rows, threshold = task
-    heaviest, read = np.zeros(TILE, np.float32), 0
+    heaviest, heavy = np.zeros(TILE, np.float32), 0
+    for i in range(n):
+        heaviest[i] = np.float32(1.0) if zones[first + i] == zone else np.float32(0.0)
     for g in range(len(mass)):
         added = np.float32(0.0)
         for i in range(n):
-            share = shares[g, first + i] * shrink[g]
-            weights[g, i] = share if zones[first + i] == zone else np.float32(0.0)
+            weights[g, i] = shares[g, first + i] * shrink[g] * heaviest[i]
         for i in range(n):
             added += weights[g, i]
-            heaviest[i] = max(heaviest[i], weights[g, i])
         mass[g] += added
+    heaviest[:] = np.float32(0.0)
+    for g in range(len(mass)):
+        for i in range(n):
+            heaviest[i] = max(heaviest[i], weights[g, i])
     for i in range(n):
         if heaviest[i] > threshold:
-            for byte in range(0, rows.shape[1] * kind.itemsize, LINE):
-                touch(at[i] + byte)
-            at[read] = at[i]
+            listed[heavy] = i
             for g in range(len(mass)):
-                weights[g, read] = weights[g, i] * factors[i]
-            read += 1
-    for i in range(read, min(TILE, read + BLOCK)):
+                weights[g, heavy] = weights[g, i]
+            heavy += 1
+    return heavy
+
+
+@jit()
+def _add_sums(at, factors, n, weights, rows, total, kind):
+    """total[g] += weights[g, i] * factors[i] * the value sum at at[i], i < n."""
+    for i in range(n):
+        for byte in range(0, rows.shape[1] * kind.itemsize, LINE):
+            touch(at[i] + byte)
+        for g in range(len(weights)):
+            weights[g, i] *= factors[i]
+    for i in range(n, min(TILE, n + BLOCK)):
         weights[:, i] = np.float32(0.0)
-    for i in range(0, read, BLOCK):
-        _load_at(at, i, read, rows, kind)
+    for i in range(0, n, BLOCK):
+        _load_at(at, i, n, rows, kind)
         add_rows(weights, i, rows, total)
-    return read
 
 
 @jit()
@@ -270,19 +280,21 @@ def attend(w, kind, stored, task):
         shrink[g] = exp(z[g] - top[g])
     f4(w, PART_EXACT)[task, :] = mass
     sums_read, at, factors = np.int64(0), i8(w, PART_AT)[4 * task], np.empty(TILE, np.float32)
-    goal = mass, total, weights, rows, threshold
-    shares = f4(w, FINE_MASS)[h * count : (h + 1) * count]
+    listed, shares = np.empty(TILE, np.int64), f4(w, FINE_MASS)[h * count : (h + 1) * count]
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
     for first in range(start, stop, TILE):
         n = min(TILE, stop - first)
+        n = _weigh(shares, first, n, zones, ESTIMATED, shrink, mass, weights, listed, threshold)
         for i in range(n):
-            s, c = places[first + i], np.int64(clusters[first + i])
+            entry = first + listed[i]
+            s, c = places[entry], np.int64(clusters[entry])
             held = table[s, S_CLUSTERS]
             at[i] = table[s, FINE + 1] + (h * held + c) * line
-            factors[i] = one / np.float32(sizes[first + i])
+            factors[i] = one / np.float32(sizes[entry])
             if w[SCALED]:
                 factors[i] *= to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 1])
-        sums_read += _add_sums(shares, first, n, zones, ESTIMATED, shrink, factors, at, goal, kind)
+        _add_sums(at, factors, n, weights, rows, total, kind)
+        sums_read += n
     if w[TWO_LEVEL]:
         shares = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
         zones, sizes = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h]
@@ -291,14 +303,17 @@ def attend(w, kind, stored, task):
             scales = scales_of(w, h, table[s, COARSE + 2], groups)
             for m in range(0, groups, TILE):
                 n, first = min(TILE, groups - m), before + m
-                for i in range(n):
-                    at[i] = table[s, COARSE + 1] + (h * groups + m + i) * line
-                    factors[i] = one / np.float32(max(1, sizes[first + i]))
-                    if w[SCALED]:
-                        factors[i] *= to_float(scales[m + i, 1])
-                sums_read += _add_sums(
-                    shares, first, n, zones, DROPPED, shrink, factors, at, goal, kind
+                n = _weigh(
+                    shares, first, n, zones, DROPPED, shrink, mass, weights, listed, threshold
                 )
+                for i in range(n):
+                    place = m + listed[i]
+                    at[i] = table[s, COARSE + 1] + (h * groups + place) * line
+                    factors[i] = one / np.float32(sizes[before + place])
+                    if w[SCALED]:
+                        factors[i] *= to_float(scales[place, 1])
+                _add_sums(at, factors, n, weights, rows, total, kind)
+                sums_read += n
     i8(w, PART_BYTES)[0, task] = w[DIM] * (rows_read * stored.itemsize + sums_read * kind.itemsize)
 
 

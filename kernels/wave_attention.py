@@ -43,9 +43,12 @@ class Selection:
     """Groups that are descended into however short the context is."""
     sure: float = 0.0
     """When the groups that are left out claim less than this share of the mass, attention is sharp
-    and they are not believed: a mean hides a lone token. All are descended into, and ..."""
+    and they are not believed, because a mean hides a lone token: ..."""
+    sharp_descend: float = 1.0
+    """... this share of the groups is descended into (`descend` if that is more), ..."""
     sharp_tokens: float = 0.0
-    """... this share of the tokens may be retrieved (twice `least` if that is more)."""
+    """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass
+    is left to estimation."""
     tokens: float
     """Share of the clustered tokens to retrieve, at most."""
     least: int = 0
@@ -222,23 +225,17 @@ def _head(
         min(selection.most, max(math.ceil(selection.tokens * fine.tokens), selection.least))
     )
 
-    descended = torch.ones_like(coarse.sizes, dtype=torch.bool)
+    descended, epsilon = torch.ones_like(coarse.sizes, dtype=torch.bool), selection.epsilon
     if two_level:
         z = _lse(coarse.log_mass, fine.log_mass[:, singles], steady[1][:, None])
         ranks = torch.exp(coarse.log_mass - z).sum(0)
-        descended = select(
-            ranks,
-            coarse.sizes,
-            mass=0.0,
-            tokens=fine.tokens,
-            clusters=max(math.ceil(selection.descend * len(ranks)), selection.least_groups),
-            floor=0,
-            epsilon=0.0,
-        )
+        least = selection.least_groups
+        descended = _best_groups(ranks, coarse.sizes, selection.descend, least)
         if float(ranks[~descended].sum(**floats)) < selection.sure * queries:
-            descended[:] = True
-            sharp = max(math.ceil(selection.sharp_tokens * fine.tokens), 2 * selection.least)
-            wanted = int(min(selection.most, max(wanted, sharp)))
+            epsilon = 0.0
+            descended |= _best_groups(ranks, coarse.sizes, selection.sharp_descend, least)
+            most = max(math.ceil(selection.sharp_tokens * fine.tokens), 2 * selection.least)
+            wanted = max(wanted, most)
     forced, alone = False, int(singles.sum())
     if selection.whole and alone + int(coarse.sizes[descended].sum()) < wanted:
         order = torch.argsort(buckets(ranks), descending=True, stable=True)
@@ -264,7 +261,7 @@ def _head(
         tokens=fine.tokens if forced else wanted,
         clusters=most,
         floor=selection.floor,
-        epsilon=selection.epsilon * queries,
+        epsilon=epsilon * queries,
     )
     rest = ~retrieved
     if selection.estimated < 1:
@@ -296,6 +293,19 @@ def _head(
         mass_exact=(exact / total)[:, 0],
         retrieved_tokens=torch.tensor([k.shape[0]]),
         bytes=read,
+    )
+
+
+def _best_groups(ranks: Tensor, sizes: Tensor, share: float, least: int) -> Tensor:
+    """Which groups of highest rank make up a share of them, at least `least`: bool [M]."""
+    return select(
+        ranks,
+        sizes,
+        mass=0.0,
+        tokens=int(sizes.sum()),
+        clusters=max(math.ceil(share * len(ranks)), least),
+        floor=0,
+        epsilon=0.0,
     )
 
 

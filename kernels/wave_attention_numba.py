@@ -201,6 +201,7 @@ class _Work:
             selection.least_groups,
             min(selection.most, 1 << 62),
             scale,
+            selection.sharp_descend,
         )
 
     def __getitem__(self, name: int) -> NDArray[Any]:
@@ -292,8 +293,8 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (Q, np.float32, heads, dim),
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
-        (RULES, np.float64, 1, 11),
-        (FOUND, np.int64, kv_heads, 5),
+        (RULES, np.float64, 1, 12),
+        (FOUND, np.int64, kv_heads, 6),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),
         (BUCKET_NUMBER, np.int64, kv_heads, BUCKETS),

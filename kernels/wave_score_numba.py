@@ -60,6 +60,7 @@ from .wave_words_numba import (
     SHARE_CLUSTERS,
     SHARE_ESTIMATED,
     SHARE_TOKENS,
+    SHARP_DESCEND,
     SHARP_TOKENS,
     SINGLE_MASS,
     SINGLES,
@@ -326,7 +327,7 @@ def score_first(w, kind, task):
 @jit()
 def _descend(w, h, wanted, everything):
     """Marks the groups to descend into; returns how many tokens may be retrieved."""
-    count, groups, rules = w[GROUP], w[GROUPS], f8(w, RULES)[0]
+    count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
     masses, z = f4(w, COARSE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
@@ -341,12 +342,25 @@ def _descend(w, h, wanted, everything):
     for m in range(groups):
         if zones[m] == DROPPED:
             left += ranks[m]
-    if left < rules[SURE] * count:
-        for m in range(groups):
-            zones[m] = RETRIEVED
-        sharp = max(np.ceil(rules[SHARP_TOKENS] * everything), np.float64(2 * w[LEAST]))
-        sharp = max(sharp, np.float64(wanted))
-        return np.int64(min(rules[MOST], sharp))
+    found[5] = left < rules[SURE] * count
+    if found[5]:
+        more = max(np.ceil(rules[SHARP_DESCEND] * groups), np.float64(most))
+        _select(
+            w,
+            h,
+            ranks,
+            sizes,
+            groups,
+            0.0,
+            everything,
+            np.int64(more),
+            NONE,
+            0.0,
+            zones,
+            RETRIEVED,
+        )
+        sharp = max(np.int64(np.ceil(rules[SHARP_TOKENS] * everything)), 2 * w[LEAST])
+        return max(wanted, sharp)
     if not w[WHOLE] or w[SINGLES] + reached >= wanted:
         return wanted
     held = i8(w, BUCKET_TOKENS)[h]
@@ -419,6 +433,7 @@ def find(w, h):
     rules = f8(w, RULES)[0]
     share = max(np.float64(w[LEAST]), np.ceil(rules[SHARE_TOKENS] * everything))
     wanted = np.int64(min(rules[MOST], share))
+    found[5] = 0
     if w[TWO_LEVEL]:
         wanted = _descend(w, h, wanted, everything)
     for s in range(w[SEGMENTS]):
@@ -552,7 +567,7 @@ def choose(w, h):
     if rules[SHARE_ESTIMATED] < 1.0:
         number = most + np.int64(np.rint(rules[SHARE_ESTIMATED] * found[3]))
         _select(w, h, ranks, sizes, n, 0.0, found[4], number, NONE, 0.0, zones, ESTIMATED)
-    end = rules[EPSILON] * count
+    end = 0.0 if found[5] else rules[EPSILON] * count
     i8(w, TOKENS)[0, h] = _select(
         w, h, ranks, sizes, n, left, found[2], most, w[FLOOR], end, zones, RETRIEVED
     )

@@ -45,7 +45,7 @@ Q = np.int64(22)  # float32 [Hq, D], the scale in it
 NORMS = np.int64(25)  # float32 [1, Hq]: squares of their lengths
 STEADY_LSE = np.int64(28)  # float32 [1, Hq]
 LOGS = np.int64(31)  # float32 [1, n]: log of 0 ... n - 1
-RULES = np.int64(34)  # float64 [1, 11]: DESCEND ... below
+RULES = np.int64(34)  # float64 [1, 12]: DESCEND ... below
 COARSE_MASS = np.int64(37)  # float32 [H * G, groups]: log masses
 COARSE_RANK = np.int64(40)  # float32 [H, groups]
 COARSE_SIZE = np.int64(43)  # int32 [H, groups]: tokens
@@ -57,7 +57,7 @@ SIZE = np.int64(58)  # int32 [H, candidates]: tokens
 ZONE = np.int64(61)  # int32 [H, candidates]
 SEGMENT = np.int64(64)  # int32 [H, candidates]: where a candidate is
 CLUSTER = np.int64(67)  # int32 [H, candidates]
-# int64 [H, 5]: grouped candidates, candidates, tokens to take, clusters, tokens
+# int64 [H, 6]: grouped candidates, candidates, tokens to take, clusters, tokens, sharp or not
 FOUND = np.int64(70)
 Z = np.int64(73)  # float32 [H, G]: log of the whole mass
 BUCKET_TOKENS = np.int64(76)  # int64 [H, BUCKETS]
@@ -82,7 +82,7 @@ WORDS = 127
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)
-LEAST_GROUPS, MOST, SCALE = np.arange(8, 11)
+LEAST_GROUPS, MOST, SCALE, SHARP_DESCEND = np.arange(8, 12)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
 STARTS, OFFSETS, MEAN, KEYS, VALUES = np.arange(8, 13)

@@ -25,6 +25,10 @@ MAX_THREADS = 512
 """More threads than this only make a machine stand still."""
 
 
+SHARES = ("descend", "cap", "sharp_descend", "sharp_cap", "prefill_descend", "prefill_cap")
+"""Settings of WaveConfig that are shares, above 0 and up to 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaveConfig:
     """How a wave cache clusters and what a query reads (ARCHITECTURE.md, "The wave cache")."""
@@ -50,15 +54,18 @@ class WaveConfig:
     """... but at least so many clusters ..."""
     cap: float = 0.015
     """... and at most this share of the clustered tokens (`least` if that is more) ..."""
-    sharp_cap: float = 0.02
-    """... or this one (twice `least`) where attention is sharp: all groups are then looked into."""
     least: int = 1024
     """Tokens that may be retrieved however short the text is ..."""
     most: int = 10240
     """... and however long; per layer and KV head, with `budget` None."""
     sure: float = 0.01
     """Attention is sharp when the groups that would not be looked into claim less than this share
-    of the mass. They are not believed: a mean hides a lone token."""
+    of the mass. They are not believed, because a mean hides a lone token: ..."""
+    sharp_descend: float = 0.3
+    """... this share of the groups is looked into ..."""
+    sharp_cap: float = 0.03
+    """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
+    believed to be left."""
     prefill_descend: float = 0.12
     """Wave prefill: share of the groups that a block of queries looks into ..."""
     prefill_cap: float = 0.02
@@ -90,7 +97,7 @@ class WaveConfig:
         if self.sink_tokens < 0 or self.iterations < 0:
             raise UsageError("sink_tokens and iterations must not be negative")
         _one_of("--index-type", self.index_type, get_args(IndexType))
-        for name in ("descend", "cap", "sharp_cap", "prefill_descend", "prefill_cap"):
+        for name in SHARES:
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}; give above 0, up to 1")
         if not (

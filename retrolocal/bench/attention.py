@@ -1,5 +1,7 @@
 """`retrolocal bench attention`: one decode step of one layer, dense against paper against wave.
 
+With `--prompt` a whole text is read in place of that: see `prompt`.
+
 The dense baseline is the best that PyTorch has on the device: grouped scaled_dot_product_attention
 in the stored dtype, or in float32 where that is faster. Speed and error of a scheme come from the
 same run with the same settings, the defaults of the program. Every timed step has another query
@@ -35,6 +37,10 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
     """Raises DataError for a file that does not fit, MemoryLimitError for more than there is."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.prompt:
+        from . import prompt
+
+        return prompt.run(options, progress)
     data = _data(options, progress)
     stored = DTYPES[options.store_type or options.dtype]
     k, v = data.k.to(stored), data.v.to(stored)

@@ -47,6 +47,11 @@ def attention_parser() -> argparse.ArgumentParser:
         metavar="R",
         help="timed passes over all steps (default: %(default)s)",
     )
+    group.add_argument(
+        "--prompt",
+        action="store_true",
+        help="read all tokens through one layer, once, in place of decode steps",
+    )
     common_options(group)
     return parser
 
@@ -98,6 +103,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
         data=None if arguments.data is None else Path(arguments.data),
         steps=arguments.steps,
         repeats=arguments.repeats,
+        prompt=arguments.prompt,
         budget=arguments.budget,
         threads=arguments.threads,
         seed=arguments.seed,

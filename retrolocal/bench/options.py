@@ -42,6 +42,8 @@ class AttentionOptions:
     """How sharp synthetic attention is: 1 diffuse, 2 middle, 3 sharp."""
     repeats: int = 5
     """Timed passes over all steps."""
+    prompt: bool = False
+    """Read a whole text through one layer, once, in place of decode steps."""
     budget: float | None = None
     """As in WaveConfig."""
     threads: int = 0
@@ -59,6 +61,8 @@ class AttentionOptions:
             raise UsageError(f"--head-dim is {self.head_dim:,}; RoPE needs an even number")
         if not (math.isfinite(self.gain) and self.gain > 0):
             raise UsageError(f"--gain is {self.gain}; give a finite number above 0")
+        if self.prompt and self.data is not None:
+            raise UsageError("--prompt and --data were both given; a prompt is synthetic")
         _seed(self.seed)
         SessionConfig(threads=self.threads, wave=WaveConfig(budget=self.budget))
 
@@ -70,6 +74,8 @@ class AttentionOptions:
                 f"{self.tokens:,} synthetic tokens of gain {self.gain:g}, {self.q_heads} query "
                 f"and {self.kv_heads} KV heads of {self.head_dim} dimensions"
             )
+        if self.prompt:
+            return f"one layer that reads by wave prefill with one that reads densely, {data}"
         return f"a decode step of wave attention with one of dense attention, {self.dtype}, {data}"
 
     @property

@@ -28,11 +28,15 @@ CONE = 0.35
 """How much of a query is the direction that all queries share."""
 LOGIT_DEVIATION = 2.0
 """Standard deviation of the logits of a query of gain 1."""
+PASSAGE = 1 / 300
+"""How likely a token is to begin a new passage."""
+PIECE = 8192
+"""Positions whose queries are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionData:
-    """Queries q [S, Hq, D] of S decode steps over keys and values k, v [Hkv, N, D], after RoPE."""
+    """Queries q [S, Hq, D] of S steps over keys and values k, v [Hkv, N, D], after RoPE."""
 
     q: Tensor
     k: Tensor
@@ -50,35 +54,108 @@ def structured_data(
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> AttentionData:
-    """`gain` is how sharp attention is: 1 diffuse, 2 middle, 3 sharp (see `PERFORMANCE.md`)."""
+    """Steps that each ask about a token somewhere in the context, after its end.
+
+    `gain` is how sharp attention is: 1 diffuse, 2 middle, 3 sharp (see `PERFORMANCE.md`).
+    """
     generator = torch.Generator().manual_seed(seed)
-    group = q_heads // kv_heads
-    positions = torch.arange(tokens + steps)
-    frequencies = default_frequencies(head_dim, ROPE_THETA)
-    cos, sin = rotations(positions, frequencies, attention_factor=1.0, dtype=torch.float32)
-    words, topics = _text(tokens, generator)
-    k = torch.empty(kv_heads, tokens, head_dim, dtype=dtype)
-    v = torch.empty(kv_heads, tokens, head_dim, dtype=dtype)
+    shape = Shape(tokens, q_heads, kv_heads, head_dim)
     q = torch.empty(steps, q_heads, head_dim, dtype=dtype)
+    k, v = (torch.empty(kv_heads, tokens, head_dim, dtype=dtype) for _ in range(2))
+    words, topics = _text(tokens, generator)
     for head in range(kv_heads):
-        content, values = _content(words, topics, head_dim, generator)
-        cone = _cone(head_dim, generator)
-        keys = content + _offsets(head_dim, generator)
-        for sink in SINKS:
-            if sink < tokens:
-                keys[sink] = _sink_logit(tokens, gain) / (CONE * LENGTH * gain) * cone
-                values[sink] *= 0.02
-        k[head] = apply_rope(keys[None], cos[:tokens], sin[:tokens])[0].to(dtype)
-        v[head] = values.to(dtype)
+        made = _Head(shape, words, topics, gain, generator)
+        k[head], v[head] = made.keys.to(dtype), made.values.to(dtype)
         for step in range(steps):
-            about = int(torch.randint(0, tokens, (1,), generator=generator))
-            aim = content[about] / content[about].norm()
-            noise = _normal(generator, group, head_dim) / math.sqrt(head_dim)
-            asked = math.sqrt(head_dim) * LENGTH * gain * (0.8 * aim + 0.8 * noise + CONE * cone)
-            at = slice(tokens + step, tokens + step + 1)
-            turned = apply_rope(asked[:, None], cos[at], sin[at])[:, 0]
-            q[step, head * group : (head + 1) * group] = turned.to(dtype)
+            about = torch.randint(0, tokens, (1,), generator=generator)
+            q[step, shape.group(head)] = made.ask(about, tokens + step)[0].to(dtype)
     return AttentionData(q, k, v)
+
+
+def structured_prompt(
+    *,
+    tokens: int,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    gain: float = 2.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> AttentionData:
+    """A prompt: a passage asks about an earlier one, token by token.
+
+    So neighbours ask about neighbours, as where a text comes back to something. q [N, Hq, D] has
+    one query per token.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = Shape(tokens, q_heads, kv_heads, head_dim)
+    q = torch.empty(tokens, q_heads, head_dim, dtype=dtype)
+    k, v = (torch.empty(kv_heads, tokens, head_dim, dtype=dtype) for _ in range(2))
+    words, topics = _text(tokens, generator)
+    for head in range(kv_heads):
+        made = _Head(shape, words, topics, gain, generator)
+        k[head], v[head] = made.keys.to(dtype), made.values.to(dtype)
+        earlier = _earlier(tokens, generator)
+        for first in range(0, tokens, PIECE):
+            rows = slice(first, first + PIECE)
+            q[rows, shape.group(head)] = made.ask(earlier[rows], first).to(dtype)
+    return AttentionData(q, k, v)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    tokens: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+
+    def group(self, head: int) -> slice:
+        """The query heads that share KV head `head`."""
+        size = self.q_heads // self.kv_heads
+        return slice(head * size, (head + 1) * size)
+
+
+class _Head:
+    """Keys and values of one KV head, float32 [N, D] after RoPE, and queries over them."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        words: Tensor,
+        topics: Tensor,
+        gain: float,
+        generator: torch.Generator,
+    ) -> None:
+        self._group, self._gain = shape.q_heads // shape.kv_heads, gain
+        self._generator, self._frequencies = (
+            generator,
+            default_frequencies(shape.head_dim, ROPE_THETA),
+        )
+        self._content, self.values = _content(words, topics, shape.head_dim, generator)
+        self._cone = _cone(shape.head_dim, generator)
+        keys = self._content + _offsets(shape.head_dim, generator)
+        for sink in SINKS:
+            if sink < shape.tokens:
+                keys[sink] = _sink_logit(shape.tokens, gain) / (CONE * LENGTH * gain) * self._cone
+                self.values[sink] *= 0.02
+        self.keys = self._turned(keys[None], torch.arange(shape.tokens))[0]
+
+    def ask(self, about: Tensor, first: int) -> Tensor:
+        """Queries [T, G, D] at positions first, first + 1 ... about the tokens about [T]."""
+        dim = self._content.shape[1]
+        aim = torch.nn.functional.normalize(self._content[about], dim=1)[:, None]
+        noise = _normal(self._generator, len(about), self._group, dim) / math.sqrt(dim)
+        asked = 0.8 * aim + 0.8 * noise + CONE * self._cone
+        asked *= math.sqrt(dim) * LENGTH * self._gain
+        positions = torch.arange(first, first + len(about))
+        return self._turned(asked.transpose(0, 1), positions).transpose(0, 1)
+
+    def _turned(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Rows [H, T, D] after RoPE."""
+        cos, sin = rotations(
+            positions, self._frequencies, attention_factor=1.0, dtype=torch.float32
+        )
+        return apply_rope(rows, cos, sin)
 
 
 def _cone(dim: int, generator: torch.Generator) -> Tensor:
@@ -99,10 +176,19 @@ def _text(tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Word and topic of every token, int64 [N]: Zipf's law, topics of a few hundred tokens."""
     weights = 1.0 / torch.arange(1, VOCABULARY + 1).double()
     words = torch.multinomial(weights, tokens, replacement=True, generator=generator)
-    turns = torch.rand(tokens, generator=generator) < 1 / 300
+    turns = torch.rand(tokens, generator=generator) < PASSAGE
     passage = turns.long().cumsum(0)
     of_passage = torch.randint(0, TOPICS, (int(passage[-1]) + 1,), generator=generator)
     return words, of_passage[passage]
+
+
+def _earlier(tokens: int, generator: torch.Generator) -> Tensor:
+    """For every token the one it comes back to, int64 [N]: passages return to random places."""
+    turns = torch.rand(tokens, generator=generator) < PASSAGE
+    turns[0] = True
+    starts = turns.nonzero()[:, 0]
+    back = (torch.rand(len(starts), generator=generator).double() * starts).long()
+    return torch.arange(tokens) - (starts - back)[turns.long().cumsum(0) - 1]
 
 
 def _content(

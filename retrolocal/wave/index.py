@@ -29,6 +29,7 @@ def selection(config: WaveConfig) -> Selection:
             least_groups=config.least_groups,
             sure=config.sure,
             tokens=config.cap,
+            sharp_descend=config.sharp_descend,
             sharp_tokens=config.sharp_cap,
             least=config.least,
             most=config.most,

@@ -44,6 +44,7 @@ PAPER = Selection(descend=1.0, tokens=1.0, clusters=0.018, second_order=False, e
 SELECTIONS = {
     "auto": AUTO,
     "auto, sharp": replace(AUTO, sure=0.3, sharp_tokens=0.3, floor=0),
+    "auto, sharp, some groups": replace(AUTO, sure=0.3, sharp_descend=0.5, sharp_tokens=0.3),
     "auto, at least": replace(AUTO, tokens=0.01, least=100, least_groups=7),
     "auto, much": replace(AUTO, tokens=1.0, epsilon=0.05),
     "auto, one level": replace(AUTO, descend=1.0, floor=0),

@@ -15,7 +15,16 @@ def test_every_array_has_three_words_of_its_own() -> None:
 
     columns = {"FINE", "COARSE", "STARTS", "OFFSETS", "MEAN", "KEYS", "VALUES", "NONE", "ONE"}
     rules = {"DESCEND", "SURE", "SHARE_TOKENS", "SHARP_TOKENS"}
-    rules |= {"SHARE_CLUSTERS", "EPSILON", "SHARE_ESTIMATED", "SEEN", "LEAST_GROUPS", "MOST", "SCALE"}
+    rules |= {
+        "SHARE_CLUSTERS",
+        "EPSILON",
+        "SHARE_ESTIMATED",
+        "SEEN",
+        "LEAST_GROUPS",
+        "MOST",
+        "SCALE",
+        "SHARP_DESCEND",
+    }
     zones = {"DROPPED", "RETRIEVED", "ESTIMATED"}
     places = {
         name: int(value)
