@@ -1,4 +1,4 @@
-"""`wave_attention` compiled for CPUs: five passes, all in place, nothing allocated per step.
+"""`wave_attention` compiled for CPUs: six passes, all in place, nothing allocated per step.
 
 The reference says what is computed. Here every segment is read where it lies, through a table of
 addresses; K and V rows are never copied, and value rows are read only where a weight counts.

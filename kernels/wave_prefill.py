@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .attention import partial_attention
 from .merge import merge
-from .segment import Segment, SegmentTable
-from .wave_attention import log_mass
+from .segment import Level, Segment, SegmentTable
+from .wave_attention import compiled, log_mass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +58,64 @@ def wave_prefill(
 
 
 class _Index:
-    """What one KV head needs of all segments: the coarse level, and where the rest lies."""
+    """Both levels of one KV head over all segments, as float32; clusters are numbered through."""
 
     def __init__(self, segments: Sequence[Segment], head: int) -> None:
-        self.segments, self.head = segments, head
-        self.means = torch.stack([s.mean_key[head] for s in segments])
-        self.keys = torch.cat([s.coarse.keys(head) + s.mean_key[head] for s in segments])
-        self.values = torch.cat([s.coarse.values(head) for s in segments])
-        self.sizes = torch.cat([s.group_sizes(head) for s in segments]).float()
-        self.spreads = torch.cat([s.coarse.spreads[head] for s in segments]).float()
-        counts = torch.tensor([s.groups for s in segments])
-        self.group_segment = torch.arange(len(segments)).repeat_interleave(counts)
-        self.first = torch.cat([s.group_offsets[head, :-1] for s in segments]).long()
-        self.last = torch.cat([s.group_offsets[head, 1:] for s in segments]).long()
-        self.tokens = sum(s.tokens for s in segments)
+        self._segments, self._head = segments, head
+        coarse, fine = [s.coarse for s in segments], [s.fine for s in segments]
+        means = [s.mean_key[head] for s in segments]
+        self.group_sizes = torch.cat([s.group_sizes(head) for s in segments]).float()
+        self.groups = _Level(coarse, means, self.group_sizes, head)
+        ends = [0, *torch.tensor([s.tokens for s in segments]).cumsum(0).tolist()]
+        starts = [s.starts[head].long() + at for s, at in zip(segments, ends, strict=False)]
+        self._starts = torch.cat([row[:-1] for row in starts])
+        self._stops = torch.cat([row[1:] for row in starts])
+        self._bounds = torch.tensor(ends)
+        self.sizes = (self._stops - self._starts).float()
+        self.clusters = _Level(fine, means, self.sizes, head)
+        before = [0, *torch.tensor([s.clusters for s in segments]).cumsum(0).tolist()]
+        offsets = [
+            s.group_offsets[head].long() + at for s, at in zip(segments, before, strict=False)
+        ]
+        self._first = torch.cat([row[:-1] for row in offsets])
+        self._last = torch.cat([row[1:] for row in offsets])
+        self._singles = torch.cat(
+            [
+                torch.arange(at + s.grouped, at + s.clusters)
+                for s, at in zip(segments, before, strict=False)
+            ]
+        )
+        self.tokens = ends[-1]
+
+    def inside(self, groups: Tensor) -> Tensor:
+        """Clusters of some groups, and all singles."""
+        return torch.cat((_ranges(self._first[groups], self._last[groups]), self._singles))
+
+    def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [n, D] of clusters, the segments in order."""
+        clusters = clusters.sort().values
+        tokens = _ranges(self._starts[clusters], self._stops[clusters])
+        edges = torch.searchsorted(tokens, self._bounds).tolist()
+        keys, values = [], []
+        for number, segment in enumerate(self._segments):
+            own = tokens[edges[number] : edges[number + 1]] - self._bounds[number]
+            keys.append(segment.k[self._head].index_select(0, own))
+            values.append(segment.v[self._head].index_select(0, own))
+        return torch.cat(keys), torch.cat(values)
+
+
+class _Level:
+    """Keys [n, D] and spreads [n] as float32, values [n, D] as bfloat16 means."""
+
+    def __init__(
+        self, levels: Sequence[Level], means: Sequence[Tensor], sizes: Tensor, head: int
+    ) -> None:
+        pairs = zip(levels, means, strict=True)
+        self.keys = torch.cat([level.keys(head) + mean for level, mean in pairs])
+        sums = torch.cat([level.values(head) for level in levels])
+        # What is estimated needs no more than the eight bits of its values.
+        self.values = (sums / sizes.clamp(min=1)[:, None]).bfloat16()
+        self.spreads = torch.cat([level.spreads[head] for level in levels]).float()
 
 
 def _block(
@@ -79,81 +123,52 @@ def _block(
 ) -> tuple[Tensor, Tensor]:
     """q [R, D] of one KV head and one block: out [R, D] and lse [R], float32."""
     scaled = q.float() * scale
-    norms = scaled.square().sum(dim=1, keepdim=True)
-
-    def masses(keys: Tensor, sizes: Tensor, spreads: Tensor) -> Tensor:
-        variance = norms * spreads if rules.second_order else norms.new_zeros(1)
-        return log_mass(scaled @ keys.T, sizes.log(), variance)
-
-    coarse = masses(index.keys, index.sizes, index.spreads)
-    z = torch.logsumexp(torch.cat((coarse, lse[:, None]), dim=1), dim=1, keepdim=True)
-    ranks = torch.exp(coarse - z).sum(0)
+    norms = scaled.square().sum(dim=1) if rules.second_order else scaled.new_zeros(len(scaled))
+    z = lse.float().clone()
+    coarse = scaled @ index.groups.keys.T
+    _log_masses(coarse, norms, index.group_sizes.log(), index.groups.spreads, z)
+    ranks = torch.exp(coarse - z[:, None]).sum(0)
     count = math.ceil(rules.descend * len(ranks))
     descended = torch.topk(ranks, count).indices.sort().values
-    fine = _Fine(index, descended)
-    near = masses(fine.keys, fine.sizes, fine.spreads)
+    inside, level = index.inside(descended), index.clusters
+    sizes = index.sizes[inside]
+    near, z = scaled @ level.keys[inside].T, lse.float().clone()
+    _log_masses(near, norms, sizes.log(), level.spreads[inside], z)
     coarse[:, descended] = -math.inf
-    z = torch.logsumexp(torch.cat((coarse, near, lse[:, None]), dim=1), dim=1, keepdim=True)
-    shares = torch.exp(near - z)
-    order = torch.argsort(shares.sum(0), descending=True)
-    fits = fine.sizes[order].cumsum(0) <= rules.retrieved * index.tokens
-    chosen = order[fits].sort().values
-    k, v = fine.rows(chosen)
+    z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
+    order = torch.argsort(_shares(near, z), descending=True)
+    chosen = order[sizes[order].cumsum(0) <= rules.retrieved * index.tokens]
+    k, v = index.rows(inside[chosen])
     exact, exact_lse = partial_attention(q[None], k[None], v[None], scale=scale)
-    shares[:, chosen] = 0
-    coarse = torch.exp(coarse - z)
-    estimate = (shares / fine.sizes) @ fine.values + (
-        coarse / index.sizes.clamp(min=1)
-    ) @ index.values
-    mass = shares.sum(1, keepdim=True) + coarse.sum(1, keepdim=True)
-    rest = estimate / mass.clamp(min=torch.finfo().tiny), (mass.log() + z)[:, 0]
+    near[:, chosen] = 0
+    _shares(coarse, z)
+    mass = near.sum(1, keepdim=True) + coarse.sum(1, keepdim=True)
+    estimate = near.bfloat16() @ level.values[inside]
+    estimate += coarse.bfloat16() @ index.groups.values
+    rest = estimate / mass.clamp(min=torch.finfo().tiny), (mass.log() + z[:, None])[:, 0]
     return merge((exact[0], exact_lse[0]), rest)
 
 
-class _Fine:
-    """The clusters of some groups, and all singles, of one KV head."""
+def _log_masses(
+    scores: Tensor, norms: Tensor, log_sizes: Tensor, spreads: Tensor, lse: Tensor
+) -> None:
+    """In place: scores [R, n] become log masses, lse [R] grows by their mass."""
+    if scores.device.type == "cpu" and compiled():
+        from .wave_prefill_numba import log_masses
 
-    def __init__(self, index: _Index, groups: Tensor) -> None:
-        self._index = index
-        runs: list[tuple[int, Tensor]] = []
-        of = index.group_segment[groups]
-        for number, segment in enumerate(index.segments):
-            inside = groups[of == number]
-            clusters = _ranges(index.first[inside], index.last[inside])
-            singles = torch.arange(segment.grouped, segment.clusters)
-            runs.append((number, torch.cat((clusters, singles))))
-        self._runs, head = runs, index.head
-        parts = [(index.segments[number], clusters) for number, clusters in runs]
-        self.keys = torch.cat([_keys(s, head, c) + s.mean_key[head] for s, c in parts])
-        self.values = torch.cat([_values(s, head, c) for s, c in parts])
-        self.spreads = torch.cat([s.fine.spreads[head, c] for s, c in parts]).float()
-        self._starts = [s.starts[head].long() for s, _ in parts]
-        self.sizes = torch.cat(
-            [starts[c + 1] - starts[c] for starts, (_, c) in zip(self._starts, parts, strict=True)]
-        ).float()
-
-    def rows(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [n, D] of clusters numbered as here, ascending."""
-        keys, values, before = [], [], 0
-        for (number, clusters), starts in zip(self._runs, self._starts, strict=True):
-            inside = chosen[(chosen >= before) & (chosen < before + len(clusters))] - before
-            before += len(clusters)
-            picked = clusters[inside]
-            tokens = _ranges(starts[picked], starts[picked + 1])
-            segment = self._index.segments[number]
-            keys.append(segment.k[self._index.head].index_select(0, tokens))
-            values.append(segment.v[self._index.head].index_select(0, tokens))
-        return torch.cat(keys), torch.cat(values)
+        log_masses(scores, norms, log_sizes, spreads, lse)
+        return
+    scores.copy_(log_mass(scores, log_sizes, norms[:, None] * spreads))
+    torch.logaddexp(lse, torch.logsumexp(scores, dim=1), out=lse)
 
 
-def _keys(segment: Segment, head: int, clusters: Tensor) -> Tensor:
-    rows, level = segment.fine.centroids[head].index_select(0, clusters).float(), segment.fine
-    return rows * level.scales[head, clusters, :1].float() if level.scales.shape[2] else rows
+def _shares(masses: Tensor, z: Tensor) -> Tensor:
+    """In place: log masses [R, n] become shares of e^z [R]; returns the sums over rows, [n]."""
+    if masses.device.type == "cpu" and compiled():
+        from .wave_prefill_numba import shares
 
-
-def _values(segment: Segment, head: int, clusters: Tensor) -> Tensor:
-    rows, level = segment.fine.value_sums[head].index_select(0, clusters).float(), segment.fine
-    return rows * level.scales[head, clusters, 1:].float() if level.scales.shape[2] else rows
+        return shares(masses, z)
+    return masses.sub_(z[:, None]).exp_().sum(0)
 
 
 def _ranges(first: Tensor, last: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def _bases(w, h, s, base):
 def _products(w, h, s, level, start, stop, out, at, factors, variances, rows, kind):
     """Queries times centroids of clusters (or groups) start ... stop of segment s: out[g, at ...].
 
-    Also what `_finish` needs of each, from factors[0] and variances[0] on.
+    Also what `finish` needs of each, from factors[0] and variances[0] on.
     """
     table, q = i8(w, TABLE), f4(w, Q)
     held = table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS]
@@ -184,11 +184,11 @@ def _log_masses(w, h, out, first, stop, factors, variances, logs, base):
     """Products become log masses, out[g, first : stop]; `logs` are the logs of the sizes."""
     norms, count = f4(w, NORMS)[0], w[GROUP]
     for g in range(count):
-        _finish(out[g, first:stop], factors, variances, logs, base[g], norms[h * count + g])
+        finish(out[g, first:stop], factors, variances, logs, base[g], norms[h * count + g])
 
 
 @jit()
-def _finish(scores, factors, variances, logs, shift, norm):
+def finish(scores, factors, variances, logs, shift, norm):
     """Unscaled products become log masses: `log_mass` of the reference."""
     for c in range(len(scores)):
         variance, log_size = norm * variances[c], logs[c]

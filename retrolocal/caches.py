@@ -49,7 +49,7 @@ def wave_lengths(
         return crossover(shape, wave)
 
     def from_prefill() -> int:
-        # `auto` stays exact: what reading through the index loses is not small (PERFORMANCE.md).
+        # `auto` stays exact: sharp heads lose a wanted token now and then (PERFORMANCE.md).
         return tokens_of(measured().prefill, wave) if config.prefill == "wave" else never()
 
     def from_cluster() -> int:

@@ -66,9 +66,9 @@ class WaveConfig:
     sharp_cap: float = 0.03
     """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
     believed to be left."""
-    prefill_descend: float = 0.12
+    prefill_descend: float = 0.08
     """Wave prefill: share of the groups that a block of queries looks into ..."""
-    prefill_cap: float = 0.02
+    prefill_cap: float = 0.015
     """... and share of the clustered tokens that it attends exactly."""
     iterations: int = 8
     """Rounds of spherical k-means."""

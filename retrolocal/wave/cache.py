@@ -188,9 +188,13 @@ class WaveCache:
 
     def _answer(self, q: Tensor) -> Tensor:
         """The last Tq tokens over everything held: [Hq, Tq, D]."""
-        scale = q.shape[2] ** -0.5
+        scale, indexed = q.shape[2] ** -0.5, len(self._index.segments) > 0
+        through_index = indexed and self._tokens >= self._lengths.prefill()
+        if through_index and q.shape[1] == 1:
+            answer = self._index.answer(q[:, 0], self._steady.view())
+            return answer.out[:, None].to(q.dtype, copy=True)
         steady = causal_attention(q, *self._steady.view(), scale=scale)
-        if self._tokens >= self._lengths.prefill() and len(self._index.segments):
+        if through_index:
             return prefill_attention(q, steady, self._index, self._config).to(q.dtype)
         for number in range(len(self._index.segments)):
             part = full_attention(q, *self._store.segment(number), scale=scale)
