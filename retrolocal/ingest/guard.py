@@ -44,19 +44,20 @@ class Limits:
 
 def run_guarded(
     worker: Path,
-    library: str,
+    library: str | None,
     file: BinaryIO,
     request: Mapping[str, object],
     limits: Limits,
 ) -> Iterator[object]:
     """Yields the JSON values that `work(file, request)` of the script `worker` yields.
 
-    `library` names the one package outside the standard library that the worker imports. Nothing is
-    yielded before the child has ended well. Raises GuardError when it did not.
+    `library` names the one package outside the standard library that the worker imports, if it
+    needs one. Nothing is yielded before the child has ended well. Raises GuardError when it did
+    not.
     """
     order = {
         "worker": str(worker),
-        "library": _folder_of(library),
+        "library": None if library is None else _folder_of(library),
         "descriptor": file.fileno(),
         "limits": asdict(limits),
         "request": dict(request),

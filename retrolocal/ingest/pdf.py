@@ -1,6 +1,6 @@
 """PDF: pages, text and what a user must know about them.
 
-PDFium runs in a guarded child (`pdf_worker`), one document per process; this module judges what
+PDFium runs in a guarded child (`workers.pdf`), one document per process; this module judges what
 comes back: passwords, damage, pictures without text. It never loads PDFium itself.
 """
 
@@ -18,7 +18,7 @@ from .guard import GuardError, Limits, run_guarded
 from .pdf_text import assemble
 from .source import OpenFile
 
-_WORKER = Path(__file__).with_name("pdf_worker.py")
+_WORKER = Path(__file__).parent / "workers" / "pdf.py"
 _MAGIC = b"%PDF-"
 _MAGIC_WITHIN = 1024
 _MAX_PAGES = 100_000

@@ -15,7 +15,7 @@ Run = Callable[..., list[object]]
 def run(tmp_path: Path) -> Run:
     """Runs the body of a `work(file, request)` on a file that holds `data`."""
 
-    def run(body: str, library: str = "pypdfium2", **limits: float) -> list[object]:
+    def run(body: str, library: str | None = None, **limits: float) -> list[object]:
         worker = tmp_path / "worker.py"
         worker.write_text(f"import os, signal, sys, time\ndef work(file, request):\n    {body}\n")
         data = tmp_path / "data"
@@ -29,6 +29,15 @@ def run(tmp_path: Path) -> Run:
 
 def test_values_come_back(run: Run) -> None:
     assert run("yield [file.read().decode(), request]; yield 2") == [["data", {"key": "é"}], 2]
+
+
+def test_a_worker_may_import_its_library_and_its_siblings(run: Run, tmp_path: Path) -> None:
+    assert run("import pypdfium2; yield pypdfium2.__name__", library="pypdfium2") == ["pypdfium2"]
+    (tmp_path / "html.py").write_text("WORD = 'sibling'")
+    body = "import html; from . import html as own; yield [own.WORD, hasattr(html, 'escape')]"
+    assert run(body) == [["sibling", True]]
+    with pytest.raises(GuardError, match="No module named 'pypdfium2'"):
+        run("import pypdfium2; yield")
 
 
 def test_nothing_of_the_environment_goes_in(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
