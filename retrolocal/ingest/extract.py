@@ -1,20 +1,22 @@
 """From a path to a Document: content decides the format, the name only where content is silent.
 
-`FORMATS` is the seam: an ordered tuple of formats, each with a test on the first bytes and a
-reader. Everything a format cannot read is refused by the name of what was found.
+`FORMATS` is the seam: for each format its names and suffixes, a reader and a version. Everything
+that is not one of them is refused by the name of what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import DocumentError
-from . import pdf, text
+from . import html, light_markup, pdf, text, zipped
 from .content import Content, Options
 from .document import Document
-from .sniff import known_foreign
+from .sniff import has_tag, recognise
 from .source import OpenFile, open_source
 
 
@@ -23,69 +25,208 @@ class Format:
     """One readable format."""
 
     title: str
-    """How notes call it."""
-    suffixes: tuple[str, ...]
+    """How notes and `recognise` call it."""
+    key: str
+    """How extractors call it."""
+    version: int
+    """Counted up whenever the same bytes give another text, other pages or other chapters."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose version may change the text."""
+    suffixes: tuple[str, ...] = ()
     """Lower case with the dot; other names give a note, not a refusal."""
-    matches: Callable[[OpenFile], bool]
-    """Whether the content is of this format."""
+    is_text: bool = False
+    """Whether the content is plain text, so that only the suffix tells it from others."""
     read: Callable[[OpenFile, Options], Content]
     """The text; raises DocumentError."""
 
 
-FORMATS: tuple[Format, ...] = (
-    Format(title="PDF", suffixes=(".pdf",), matches=pdf.matches, read=pdf.read_pdf),
-)
-"""Formats known by their first bytes, asked in order; what none of them claims may be text."""
-
-_TEXT = Format(
+_PLAIN = Format(
     title="plain text",
-    suffixes=(".txt", ".md", ".markdown", ".text"),
-    matches=lambda source: known_foreign(source) is None,
+    key="text",
+    version=1,
+    libraries=("charset-normalizer",),
+    suffixes=(".txt", ".text"),
+    is_text=True,
     read=text.read_text,
 )
+_HTML = Format(
+    title="HTML",
+    key="html",
+    version=1,
+    libraries=("selectolax", "charset-normalizer"),
+    suffixes=(".html", ".htm", ".xhtml"),
+    read=html.read_html,
+)
+FORMATS: tuple[Format, ...] = (
+    Format(
+        title="PDF",
+        key="pdf",
+        version=1,
+        libraries=("pypdfium2",),
+        suffixes=(".pdf",),
+        read=pdf.read_pdf,
+    ),
+    Format(
+        title="EPUB",
+        key="epub",
+        version=1,
+        libraries=("selectolax",),
+        suffixes=(".epub",),
+        read=zipped.read_epub,
+    ),
+    Format(
+        title="DOCX",
+        key="docx",
+        version=1,
+        suffixes=(".docx", ".docm", ".dotx"),
+        read=zipped.read_docx,
+    ),
+    _HTML,
+    Format(
+        title="Markdown",
+        key="markdown",
+        version=1,
+        libraries=("charset-normalizer",),
+        suffixes=(".md", ".markdown"),
+        is_text=True,
+        read=light_markup.read_markdown,
+    ),
+    Format(
+        title="reStructuredText",
+        key="rst",
+        version=1,
+        libraries=("charset-normalizer",),
+        suffixes=(".rst",),
+        is_text=True,
+        read=light_markup.read_rst,
+    ),
+    _PLAIN,
+)
+"""What no other format claims, source code for one, is read as plain text if it is text."""
 
 
 def read_document(
-    path: str | Path, *, password: str | None = None, encoding: str | None = None
+    path: str | Path,
+    *,
+    password: str | None = None,
+    encoding: str | None = None,
+    force: bool = False,
 ) -> Document:
     """The text of the file at `path`; `-` is standard input.
 
-    `password` opens a protected PDF; `encoding` overrides the guess for plain text. Raises
-    DocumentError, one line that names the file, for whatever cannot be read as text.
+    The keywords are the fields of `Options`. Raises DocumentError, one line that names the file,
+    for whatever cannot be read as text.
     """
-    options = Options(password=password, encoding=encoding)
-    with open_source(path) as source:
-        if source.size == 0:
-            raise DocumentError(f"{source.label} is empty")
-        try:
-            chosen = _format_of(source)
-            content = chosen.read(source, options)
-            digest = source.digest()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DocumentError(f"{source.label} cannot be read: {reason}") from error
+    with open_document(path, Options(password=password, encoding=encoding, force=force)) as found:
+        return found.read()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """A file whose format is known and whose text has not been taken yet."""
+
+    name: str
+    """As `Document.name`."""
+    size: int
+    """Bytes."""
+    digest: str
+    """As `Document.digest`."""
+    extractor: str
+    """As `Document.extractor`: with the digest it tells whether the text is known already."""
+    format: Format
+    _source: OpenFile
+    _options: Options
+
+    def read(self) -> Document:
+        """Takes the text; raises DocumentError."""
+        label = self._source.label
+        with _one_line(label):
+            content = self.format.read(self._source, self._options)
         if not content.text.strip():
-            raise DocumentError(f"{source.label} has no text")
+            raise DocumentError(f"{label} has no text")
         return Document(
-            name=source.name,
+            name=self.name,
             text=content.text,
             pages=content.pages,
-            digest=digest,
-            notes=_name_notes(source, chosen) + content.notes,
+            chapters=content.chapters,
+            digest=self.digest,
+            extractor=self.extractor,
+            notes=_name_notes(self._source, self.format) + content.notes,
         )
 
 
+@contextmanager
+def open_document(
+    path: str | Path, options: Options | None = None, *, name: str | None = None
+) -> Iterator[Unread]:
+    """Opens a file and finds out what it is, without taking its text.
+
+    `name` stands in for the file's own. Raises DocumentError for what is empty, cannot be opened
+    or is not a format that can be read.
+    """
+    options = options or Options()
+    with open_source(path) as source:
+        if source.size == 0:
+            raise DocumentError(f"{source.label} is empty")
+        with _one_line(source.label):
+            chosen = _format_of(source)
+            digest = source.digest()
+        yield Unread(
+            name=source.name if name is None else name,
+            size=source.size,
+            digest=digest,
+            extractor=extractor_of(chosen, options),
+            format=chosen,
+            _source=source,
+            _options=options,
+        )
+
+
+def extractor_of(chosen: Format, options: Options) -> str:
+    """Format, its version, those of its libraries, and what of the options changes the text."""
+    parts = [f"{chosen.key}/{chosen.version}"]
+    parts += [f"{library}/{_installed(library)}" for library in chosen.libraries]
+    if options.encoding is not None and (chosen.is_text or chosen is _HTML):
+        parts.append(f"encoding={options.encoding.lower()}")
+    return " ".join(parts)
+
+
+def _installed(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
+
+
+@contextmanager
+def _one_line(label: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DocumentError(f"{label} cannot be read: {error.strerror or error}") from error
+
+
 def _format_of(source: OpenFile) -> Format:
-    for candidate in (*FORMATS, _TEXT):
-        if candidate.matches(source):
-            return candidate
-    found = known_foreign(source) or "unknown binary"
-    raise DocumentError(f"{source.label} is not a format that can be read (found: {found})")
+    found = recognise(source)
+    if found is not None:
+        for candidate in FORMATS:
+            if candidate.title == found:
+                return candidate
+        raise DocumentError(f"{source.label} is not a format that can be read (found: {found})")
+    claimed = _claimed(source)
+    if claimed is _HTML and has_tag(source):
+        return _HTML
+    return claimed if claimed is not None and claimed.is_text else _PLAIN
+
+
+def _claimed(source: OpenFile) -> Format | None:
+    """The format that the name speaks of."""
+    return next((format for format in FORMATS if source.suffix in format.suffixes), None)
 
 
 def _name_notes(source: OpenFile, chosen: Format) -> tuple[str, ...]:
-    claimed = next((f for f in (*FORMATS, _TEXT) if source.suffix in f.suffixes), chosen)
-    if claimed is chosen:
+    claimed = _claimed(source)
+    if claimed is None or claimed is chosen:
         return ()
     return (
         f"the name ends in {source.suffix} but the content is {chosen.title}; "

@@ -21,11 +21,15 @@ from typing import IO, BinaryIO
 from .guard_child import MEMORY_EXIT, OUTPUT_EXIT
 
 _BOOTSTRAP = Path(__file__).with_name("guard_child.py")
+_SENSELESS = "reading stopped: the reader's answer makes no sense"
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE)
 
 
 class GuardError(Exception):
     """The child gave no result; the message is a sentence without the file's name."""
+
+    def __init__(self, message: str = _SENSELESS) -> None:
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +122,7 @@ def _value(line: bytes) -> object:
     try:
         value: object = json.loads(line)
     except ValueError as error:
-        raise GuardError("reading stopped: the reader's answer makes no sense") from error
+        raise GuardError from error
     return value
 
 

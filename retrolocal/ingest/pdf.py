@@ -6,7 +6,6 @@ comes back: passwords, damage, pictures without text. It never loads PDFium itse
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +18,9 @@ from .pdf_text import assemble
 from .source import OpenFile
 
 _WORKER = Path(__file__).parent / "workers" / "pdf.py"
-_MAGIC = b"%PDF-"
-_MAGIC_WITHIN = 1024
 _MAX_PAGES = 100_000
 _FEW_CHARACTERS = 20
 _TAIL_BYTES = 2048
-_NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
-
-
-def matches(source: OpenFile) -> bool:
-    """Whether the content is PDF: the magic at the start, or behind a little junk."""
-    head = source.head[:_MAGIC_WITHIN]
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_MAGIC):
-        return True
-    # A text may speak of the magic; junk before a real PDF comes with binary bytes or the suffix.
-    return _MAGIC in head and (source.suffix == ".pdf" or bool(_NOT_TEXT.search(head)))
 
 
 def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -> Content:
@@ -83,7 +70,7 @@ def _parse(values: Iterator[object]) -> tuple[_Facts, list[_RawPage]]:
             return _Facts(error=error), []
         case {"pages": int(pages), "restricted": bool(restricted)}:
             return _Facts(pages, restricted), [_parse_page(value) for value in values]
-    raise GuardError("reading stopped: the reader's answer makes no sense")
+    raise GuardError
 
 
 def _parse_page(value: object) -> _RawPage:
@@ -92,7 +79,7 @@ def _parse_page(value: object) -> _RawPage:
             return _RawPage(is_damaged=True)
         case [str(text), bool(is_picture)]:
             return _RawPage(text, is_picture)
-    raise GuardError("reading stopped: the reader's answer makes no sense")
+    raise GuardError
 
 
 def _refusal(error: str, password: str | None) -> str:

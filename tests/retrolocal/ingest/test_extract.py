@@ -14,6 +14,7 @@ from retrolocal.ingest import read_document
 
 WritePdf = Callable[..., Path]
 LINE = "It was a bright cold day in April."
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def refusal(path: Path) -> str:
@@ -116,10 +117,13 @@ def zipped(*members: str) -> bytes:
     [
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG image"),
         (zipped("a.txt"), "ZIP archive"),
-        (zipped("mimetype", "META-INF/container.xml"), "EPUB"),
-        (zipped("[Content_Types].xml", "word/document.xml"), "DOCX document"),
-        (b"<!DOCTYPE html><html><p>x</html>", "HTML page"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- c -->\n<HTML>", "HTML page"),
+        (zipped("[Content_Types].xml", "xl/workbook.xml"), "XLSX spreadsheet"),
+        (zipped("mimetype").replace(b"epub+zip", b"vnd.oasi"), "ZIP archive"),
+        (OLE + bytes(600), "old Office document; save it as DOCX"),
+        (
+            OLE + bytes(600) + "EncryptedPackage".encode("utf-16-le"),
+            "Office document with a password; save it without one",
+        ),
         (b"\x7fELF\x02\x01\x01" + bytes(60), "ELF program"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "WAV audio"),
         (b"\0\0\0\x18ftypmp42" + bytes(40), "MP4 video or HEIC image"),
