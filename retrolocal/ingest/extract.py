@@ -169,7 +169,12 @@ def open_document(
         if source.size == 0:
             raise DocumentError(f"{source.label} is empty")
         with _one_line(source.label):
-            chosen = _format_of(source)
+            chosen = format_of(source)
+            if chosen is None:
+                found = recognise(source)
+                raise DocumentError(
+                    f"{source.label} is not a format that can be read (found: {found})"
+                )
             digest = source.digest()
         yield Unread(
             name=source.name if name is None else name,
@@ -206,13 +211,11 @@ def _one_line(label: str) -> Iterator[None]:
         raise DocumentError(f"{label} cannot be read: {error.strerror or error}") from error
 
 
-def _format_of(source: OpenFile) -> Format:
+def format_of(source: OpenFile) -> Format | None:
+    """The format to read a file in; None for a known one that cannot be read."""
     found = recognise(source)
     if found is not None:
-        for candidate in FORMATS:
-            if candidate.title == found:
-                return candidate
-        raise DocumentError(f"{source.label} is not a format that can be read (found: {found})")
+        return next((candidate for candidate in FORMATS if candidate.title == found), None)
     claimed = _claimed(source)
     if claimed is _HTML and has_tag(source):
         return _HTML

@@ -95,6 +95,20 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", _UNWANTED.sub("", _LINE_ENDS.sub("\n", text)))
 
 
+def looks_like_text(head: bytes) -> bool:
+    """Whether the first bytes of a file can be those of a text."""
+    if any(head.startswith(bom) for bom, _ in _BOMS):
+        return True
+    try:
+        if b"\x00" in head:
+            _decode_with_zeros(head)
+        else:
+            _require_few_controls(head)
+    except UnicodeError:
+        return False
+    return True
+
+
 def decode(data: bytes, encoding: str | None = None) -> tuple[str, tuple[str, ...]]:
     """The characters of `data`, not yet normalised, and notes about how they were found.
 
