@@ -23,6 +23,21 @@ def model_options(group: _ArgumentGroup) -> None:
     group.add_argument("--offline", action="store_true", help="never use the network")
 
 
+def extraction_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--password",
+        default=environment("PDF_PASSWORD"),
+        help="password of an encrypted PDF (default: $RETROLOCAL_PDF_PASSWORD, which other users "
+        "of the machine cannot see)",
+    )
+    group.add_argument("--encoding", help="encoding of text files (default: found out)")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="read a PDF whose text looks like garbage, an EPUB or DOCX that inflates very much",
+    )
+
+
 def device_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"

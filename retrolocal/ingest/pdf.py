@@ -13,13 +13,15 @@ from statistics import median
 
 from ..errors import DocumentError
 from .content import Content, Options
+from .garbage import garbage_reason
 from .guard import GuardError, Limits, run_guarded
 from .pdf_text import assemble
-from .source import OpenFile
+from .source import OpenFile, printable
 
 _WORKER = Path(__file__).parent / "workers" / "pdf.py"
 _MAX_PAGES = 100_000
 _FEW_CHARACTERS = 20
+_SHOWN_CHARACTERS = 80
 _TAIL_BYTES = 2048
 
 
@@ -45,6 +47,8 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
             f"{source.label} claims {facts.pages:,} pages; at most {_MAX_PAGES:,} can be read"
         )
     _require_text(source.label, pages)
+    if not options.force:
+        _require_sense(source.label, pages)
     text, spans = assemble([page.text for page in pages])
     return Content(text=text, pages=spans, notes=(*_notes(facts, pages), *_tail_notes(source)))
 
@@ -86,7 +90,7 @@ def _refusal(error: str, password: str | None) -> str:
     if error != "password":
         return "is a damaged PDF (truncated or overwritten); get it again or repair it"
     if password is None:
-        return "is protected by a password; give it with --password"
+        return "is protected by a password; give it with --password (or RETROLOCAL_PDF_PASSWORD)"
     return "is protected by a password, and the one given is wrong"
 
 
@@ -98,6 +102,19 @@ def _require_text(label: str, pages: Sequence[_RawPage]) -> None:
         raise DocumentError(
             f"{label}: {pictures} of {len(pages)} pages are pictures without text; "
             "run OCR first (for example ocrmypdf in.pdf out.pdf)"
+        )
+
+
+def _require_sense(label: str, pages: Sequence[_RawPage]) -> None:
+    """Refuses a text layer that is garbage, as fonts without a map to Unicode give it."""
+    start = next((page.text for page in pages if page.text.strip()), "")
+    reason = garbage_reason([page.text for page in pages])
+    if reason is not None:
+        shown = printable(" ".join(start.split())[:_SHOWN_CHARACTERS])
+        raise DocumentError(
+            f"{label}: its text layer looks like garbage ({reason}), it begins with “{shown}”; "
+            "run OCR (for example ocrmypdf --force-ocr in.pdf out.pdf), or read it all the same "
+            "with --force"
         )
 
 

@@ -51,7 +51,9 @@ def test_raised_characters_stay_on_their_line(write_pdf: WritePdf, tmp_path: Pat
 
 def test_protected(write_pdf: WritePdf) -> None:
     path = write_pdf([TEXT], user="sesame")
-    assert refusal(path) == f"{path} is protected by a password; give it with --password"
+    assert refusal(path) == (
+        f"{path} is protected by a password; give it with --password (or RETROLOCAL_PDF_PASSWORD)"
+    )
     assert refusal(path, password="x").endswith("by a password, and the one given is wrong")
     assert read_document(path, password="sesame").text == TEXT
 
@@ -78,6 +80,16 @@ def test_partly_scanned(write_pdf: WritePdf) -> None:
 
 def test_no_text_and_no_pictures(write_pdf: WritePdf) -> None:
     assert refusal(write_pdf(["", ""])).endswith("has no text")
+
+
+def test_garbage_needs_force(write_pdf: WritePdf) -> None:
+    shifted = TEXT[:5] + "".join(chr(ord(c) + 3) if c.islower() else c for c in "plain text " * 40)
+    path = write_pdf([shifted])
+    message = refusal(path)
+    assert "its text layer looks like garbage (its letters make no words)" in message
+    assert "it begins with “Grüße" in message
+    assert "--force" in message
+    assert "sodlq" in read_document(path, force=True).text
 
 
 def test_truncated(write_pdf: WritePdf) -> None:
