@@ -36,10 +36,15 @@ class Format:
     """Lower case with the dot; other names give a note, not a refusal."""
     is_text: bool = False
     """Whether the content is plain text, so that only the suffix tells it from others."""
+    max_bytes: int
+    """Larger files are refused before anything of them is read."""
     read: Callable[[OpenFile, Options], Content]
     """The text; raises DocumentError."""
 
 
+_MAX_TEXT_BYTES = 512 << 20
+_MAX_HTML_BYTES = 256 << 20
+_MAX_PARSED_BYTES = 8 << 30
 _PLAIN = Format(
     title="plain text",
     key="text",
@@ -47,6 +52,7 @@ _PLAIN = Format(
     libraries=("charset-normalizer",),
     suffixes=(".txt", ".text"),
     is_text=True,
+    max_bytes=_MAX_TEXT_BYTES,
     read=text.read_text,
 )
 _HTML = Format(
@@ -55,6 +61,7 @@ _HTML = Format(
     version=1,
     libraries=("selectolax", "charset-normalizer"),
     suffixes=(".html", ".htm", ".xhtml"),
+    max_bytes=_MAX_HTML_BYTES,
     read=html.read_html,
 )
 FORMATS: tuple[Format, ...] = (
@@ -64,6 +71,7 @@ FORMATS: tuple[Format, ...] = (
         version=1,
         libraries=("pypdfium2",),
         suffixes=(".pdf",),
+        max_bytes=_MAX_PARSED_BYTES,
         read=pdf.read_pdf,
     ),
     Format(
@@ -72,6 +80,7 @@ FORMATS: tuple[Format, ...] = (
         version=1,
         libraries=("selectolax",),
         suffixes=(".epub",),
+        max_bytes=_MAX_PARSED_BYTES,
         read=zipped.read_epub,
     ),
     Format(
@@ -79,6 +88,7 @@ FORMATS: tuple[Format, ...] = (
         key="docx",
         version=1,
         suffixes=(".docx", ".docm", ".dotx"),
+        max_bytes=_MAX_PARSED_BYTES,
         read=zipped.read_docx,
     ),
     _HTML,
@@ -89,6 +99,7 @@ FORMATS: tuple[Format, ...] = (
         libraries=("charset-normalizer",),
         suffixes=(".md", ".markdown"),
         is_text=True,
+        max_bytes=_MAX_TEXT_BYTES,
         read=light_markup.read_markdown,
     ),
     Format(
@@ -98,6 +109,7 @@ FORMATS: tuple[Format, ...] = (
         libraries=("charset-normalizer",),
         suffixes=(".rst",),
         is_text=True,
+        max_bytes=_MAX_TEXT_BYTES,
         read=light_markup.read_rst,
     ),
     _PLAIN,
@@ -175,6 +187,7 @@ def open_document(
                 raise DocumentError(
                     f"{source.label} is not a format that can be read (found: {found})"
                 )
+            _require_size(source, chosen)
             digest = source.digest()
         yield Unread(
             name=source.name if name is None else name,
@@ -184,6 +197,14 @@ def open_document(
             format=chosen,
             _source=source,
             _options=options,
+        )
+
+
+def _require_size(source: OpenFile, chosen: Format) -> None:
+    if source.size > chosen.max_bytes:
+        raise DocumentError(
+            f"{source.label} has {source.size / 1e9:.1f} GB; at most "
+            f"{chosen.max_bytes / 1e9:.1f} GB of {chosen.title} can be read; split it"
         )
 
 

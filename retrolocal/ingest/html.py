@@ -17,8 +17,6 @@ from .guard import GuardError, Limits, run_guarded
 from .source import OpenFile
 from .text import normalise, read_characters
 
-MAX_BYTES = 256 << 20
-
 _WORKER = Path(__file__).parent / "workers" / "html.py"
 _DECLARED = re.compile(
     rb"<\?xml[^>]{0,200}?encoding=[\"']([\w.:-]{1,40})"
@@ -36,9 +34,7 @@ def read_html(source: OpenFile, options: Options, limits: Limits | None = None) 
     Raises DocumentError for what is not text, too large or hostile.
     """
     limits = limits or Limits(cpu_seconds=20 + (source.size >> 19))
-    characters, notes = read_characters(
-        source, options, MAX_BYTES, "HTML", declared=_declared(source.head)
-    )
+    characters, notes = read_characters(source, options, declared=_declared(source.head))
     is_xhtml = source.suffix == ".xhtml" or bool(_XML.match(source.head))
     with tempfile.TemporaryFile() as file:
         file.write(normalise(characters).encode())

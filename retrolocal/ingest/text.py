@@ -15,7 +15,6 @@ from ..errors import DocumentError
 from .content import Content, Options
 from .source import OpenFile
 
-_MAX_BYTES = 1 << 30
 _SAMPLE_BYTES = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,35 +49,25 @@ _LINE_ENDS = re.compile("\r\n|[\r\f\x85]")
 
 def read_text(source: OpenFile, options: Options) -> Content:
     """The text of a plain text file; raises DocumentError for binary content."""
-    characters, notes = read_characters(source, options, _MAX_BYTES, "plain text")
+    characters, notes = read_characters(source, options)
     return Content(text=normalise(characters), notes=notes)
 
 
 def read_characters(
-    source: OpenFile,
-    options: Options,
-    max_bytes: int,
-    title: str,
-    *,
-    declared: str | None = None,
+    source: OpenFile, options: Options, *, declared: str | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """The characters of a whole file, not yet normalised, and notes about how they were found.
 
     `declared` is the encoding that the content itself names: it is believed where the bytes are
-    not UTF-8 and fit. Raises DocumentError for binary content and for more than `max_bytes`.
+    not UTF-8 and fit. Raises DocumentError for binary content.
     """
-    if source.size > max_bytes:
-        raise DocumentError(
-            f"{source.label} is {source.size / 1e9:.1f} GB; "
-            f"at most {max_bytes / 1e9:.1f} GB of {title} can be read; split it"
-        )
     if options.encoding is not None and not _is_text_encoding(options.encoding):
         raise DocumentError(
             f"{source.label}: {options.encoding!r} is not a text encoding; "
             "give one such as utf-8 or cp1252"
         )
     source.file.seek(0)
-    data = source.file.read(max_bytes + 1)
+    data = source.file.read()
     try:
         if options.encoding is None and declared is not None and not _is_unicode(data):
             with contextlib.suppress(UnicodeError, LookupError):

@@ -138,6 +138,22 @@ def test_foreign_content_is_named(tmp_path: Path, data: bytes, found: str, suffi
     assert refusal(path) == f"is not a format that can be read (found: {found})"
 
 
+@pytest.mark.parametrize(
+    ("head", "size", "message"),
+    [
+        (b"plain", 2 << 30, "has 2.1 GB; at most 0.5 GB of plain text can be read; split it"),
+        (b"<html><p>", 2 << 30, "has 2.1 GB; at most 0.3 GB of HTML can be read; split it"),
+        (b"%PDF-1.7\n", 9 << 30, "has 9.7 GB; at most 8.6 GB of PDF can be read; split it"),
+    ],
+)
+def test_too_large(tmp_path: Path, head: bytes, size: int, message: str) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    assert refusal(path) == message
+
+
 def test_unknown_encoding(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"text")

@@ -137,12 +137,3 @@ def test_nested_markup_is_stopped(tmp_path: Path) -> None:
         pytest.raises(DocumentError, match="more than 1 s of work"),
     ):
         read_html(source, Options(), Limits(cpu_seconds=1))
-
-
-def test_too_large(tmp_path: Path) -> None:
-    path = tmp_path / "a.html"
-    with path.open("wb") as file:
-        file.write(b"<html><p>")
-        file.truncate(2 << 30)
-    with pytest.raises(DocumentError, match=r"is 2\.1 GB; at most 0\.3 GB of HTML"):
-        read_document(path)
