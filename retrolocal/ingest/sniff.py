@@ -40,7 +40,8 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"fLaC", "FLAC audio"),
 )
 _HTML = re.compile(
-    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html[\s>])", re.I | re.S
+    rb"\s*+(?:<\?xml[^>]*>\s*+)?(?:<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html[\s>])",
+    re.I | re.S,
 )
 _TAG = re.compile(rb"<(?:!doctype|[a-z][a-z0-9]*)[\s>/]", re.I)
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"

@@ -59,6 +59,15 @@ def test_text_about_pdf_is_text(tmp_path: Path) -> None:
     assert read_document(path).pages == ()
 
 
+@pytest.mark.parametrize("comment", ["<!---->", "<!-- x -->\n"])
+def test_comments_before_something_else_are_passed_once(tmp_path: Path, comment: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(comment * 300 + "text")
+    assert read_document(path).text.endswith("text")
+    path.write_text(comment * 300 + "<html>text")
+    assert read_document(path).text == "text"
+
+
 def test_unknown_suffix_gives_no_note(tmp_path: Path) -> None:
     path = tmp_path / "notes.log"
     path.write_text("just text")
@@ -162,11 +171,13 @@ def test_unknown_encoding(tmp_path: Path) -> None:
             read_document(path, encoding=name)
 
 
-def test_reading_loads_no_torch_and_no_pdfium(write_pdf: WritePdf) -> None:
+def test_reading_loads_no_torch_and_no_parser(write_pdf: WritePdf, tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    page.write_text("<html><p>x")
     code = (
         "import sys; from retrolocal.ingest import read_document;"
-        f"read_document({str(write_pdf([LINE]))!r});"
-        "print([m for m in ('torch', 'numpy', 'pypdfium2_raw') if m in sys.modules])"
+        f"read_document({str(write_pdf([LINE]))!r}); read_document({str(page)!r});"
+        "print([m for m in ('torch', 'numpy', 'pypdfium2_raw', 'selectolax') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
