@@ -15,6 +15,7 @@ from ..errors import DocumentError
 from .content import Content, Options
 from .garbage import garbage_reason
 from .guard import GuardError, Limits, run_guarded
+from .pdf_outline import Bookmark, outline_chapters
 from .pdf_text import assemble
 from .source import OpenFile, printable
 
@@ -50,13 +51,19 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
     if not options.force:
         _require_sense(source.label, pages)
     text, spans = assemble([page.text for page in pages])
-    return Content(text=text, pages=spans, notes=(*_notes(facts, pages), *_tail_notes(source)))
+    return Content(
+        text=text,
+        pages=spans,
+        chapters=outline_chapters(text, spans, facts.bookmarks),
+        notes=(*_notes(facts, pages), *_tail_notes(source)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
     pages: int = 0
     restricted: bool = False
+    bookmarks: tuple[Bookmark, ...] = ()
     error: str | None = None
 
 
@@ -72,8 +79,16 @@ def _parse(values: Iterator[object]) -> tuple[_Facts, list[_RawPage]]:
     match next(values, None):
         case {"error": str(error)}:
             return _Facts(error=error), []
-        case {"pages": int(pages), "restricted": bool(restricted)}:
-            return _Facts(pages, restricted), [_parse_page(value) for value in values]
+        case {"pages": int(pages), "restricted": bool(restricted), "bookmarks": [*bookmarks]}:
+            facts = _Facts(pages, restricted, tuple(map(_parse_bookmark, bookmarks)))
+            return facts, [_parse_page(value) for value in values]
+    raise GuardError
+
+
+def _parse_bookmark(value: object) -> Bookmark:
+    match value:
+        case [str(title), int(page)]:
+            return title, page
     raise GuardError
 
 

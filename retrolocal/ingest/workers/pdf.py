@@ -17,14 +17,16 @@ import pypdfium2.raw as pdfium
 _COPYING = 1 << 4
 _PASSWORD_ERROR = 4
 _SHORT = 4
+_MAX_BOOKMARKS = 10_000
+_MAX_TITLE_BYTES = 1 << 16
 _LINE = re.compile(r"[^\r\n]*\r\n")
 
 
 def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
     """`request` has "password", "max_pages" and "few_characters".
 
-    Yields {"error": str} alone, or {"pages": int, "restricted": bool} and then one value per
-    page: None for a damaged page, or [text, has_picture].
+    Yields {"error": str} alone, or {"pages": int, "restricted": bool, "bookmarks": [[title, page
+    index]]} and then one value per page: None for a damaged page, or [text, has_picture].
     """
     try:
         document = pypdfium2.PdfDocument(file, password=request["password"])
@@ -33,9 +35,48 @@ def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
         return
     count = len(document)
     restricted = not pdfium.FPDF_GetDocPermissions(document.raw) & _COPYING
-    yield {"pages": count, "restricted": restricted}
+    bookmarks = list(_bookmarks(document.raw))
+    yield {"pages": count, "restricted": restricted, "bookmarks": bookmarks}
     for index in range(min(count, request["max_pages"])):
         yield _page(document, index, request["few_characters"])
+
+
+def _bookmarks(document: Any) -> Iterator[tuple[str, int]]:
+    """Titles and pages of the outline in its order, as far as it is sane."""
+    first = pdfium.FPDFBookmark_GetFirstChild(document, None)
+    waiting = [first] if first else []
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_BOOKMARKS:
+        bookmark = waiting.pop()
+        address = ctypes.cast(bookmark, ctypes.c_void_p).value or 0
+        if address in seen:
+            continue
+        seen.add(address)
+        target = _target(document, bookmark)
+        if target >= 0:
+            yield _title(bookmark), target
+        # The children come before the next sibling.
+        following = (
+            pdfium.FPDFBookmark_GetNextSibling(document, bookmark),
+            pdfium.FPDFBookmark_GetFirstChild(document, bookmark),
+        )
+        waiting += [found for found in following if found]
+
+
+def _target(document: Any, bookmark: Any) -> int:
+    """The index of the page that a bookmark leads to; -1 for none."""
+    place = pdfium.FPDFBookmark_GetDest(document, bookmark)
+    if not place:
+        action = pdfium.FPDFBookmark_GetAction(bookmark)
+        place = pdfium.FPDFAction_GetDest(document, action) if action else None
+    return int(pdfium.FPDFDest_GetDestPageIndex(document, place)) if place else -1
+
+
+def _title(bookmark: Any) -> str:
+    size = min(pdfium.FPDFBookmark_GetTitle(bookmark, None, 0), _MAX_TITLE_BYTES)
+    buffer = ctypes.create_string_buffer(size)
+    pdfium.FPDFBookmark_GetTitle(bookmark, buffer, size)
+    return buffer.raw.decode("utf-16-le", "ignore").rstrip("\0")
 
 
 def _is_password(error: Exception) -> bool:

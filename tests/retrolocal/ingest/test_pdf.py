@@ -58,6 +58,17 @@ def test_protected(write_pdf: WritePdf) -> None:
     assert read_document(path, password="sesame").text == TEXT
 
 
+def test_bookmarks_are_chapters(write_pdf: WritePdf) -> None:
+    pages = ["Preface.\nTo the reader.\nI.  The Start of\nit all\nmore", "still more", "II\nEnd"]
+    marks = [("Größe", 0), ("The start of it all", 0), (" ", 1), ("Part", 2), ("II", 2)]
+    document = read_document(write_pdf(pages, bookmarks=marks))
+    assert [(c.title, document.text[c.start : c.end]) for c in document.chapters] == [
+        ("Größe", "Preface.\nTo the reader."),
+        ("The start of it all", "I. The Start of\nit all\nmore\nstill more"),
+        ("II", "II\nEnd"),
+    ]
+
+
 def test_restricted_copying_is_told(write_pdf: WritePdf) -> None:
     document = read_document(write_pdf([TEXT], user="", permissions=-20))
     assert document.text == TEXT
@@ -185,3 +196,10 @@ def test_german_script(material: Path) -> None:
     assert "gilt a2 + b2 = c2, wobei c die Hypotenuse" in document.text
     assert "METRISCHE RÄUME" not in document.text
     assert "Überlagerung" in page(document, 62)
+    assert [chapter.title for chapter in document.chapters[:3]] == [
+        "1 Topologische Grundbegriffe",
+        "1.1 Topologische Räume",
+        "1.2 Metrische Räume",
+    ]
+    for chapter in document.chapters[:3]:
+        assert document.text[chapter.start :].startswith(chapter.title)
