@@ -154,6 +154,8 @@ class Unread:
         label = self._source.label
         with _one_line(label):
             content = self.format.read(self._source, self._options)
+            # Else the digest, taken before, would speak of another text.
+            self._source.require_unchanged()
         if not content.text.strip():
             raise DocumentError(f"{label} has no text")
         return Document(

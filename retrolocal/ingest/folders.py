@@ -31,6 +31,7 @@ _LOCK_FILES = frozenset(
 _MINIFIABLE = frozenset({".js", ".mjs", ".cjs", ".css", ".json", ".map", ".svg"})
 _MAX_MEAN_LINE = 500
 _SHOWN_NAMES = 3
+_CLOSED = "what may not be opened"
 
 _Entry = tuple[os.DirEntry[str], str, GitIgnore]
 
@@ -129,7 +130,7 @@ class _Folder:
         for reason, names in self.left_out.items():
             shown = ", ".join(printable(name) for name in names[:_SHOWN_NAMES])
             more = ", …" if len(names) > _SHOWN_NAMES else ""
-            lines.append(f"{self.label}: left out {len(names)} {reason}: {shown}{more}")
+            lines.append(f"{self.label}: left out {reason} ({len(names)}): {shown}{more}")
         return lines
 
     def _entries(self, folder: Path, name: str, ignore: GitIgnore) -> list[_Entry]:
@@ -138,7 +139,7 @@ class _Folder:
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
         except OSError:
-            self._leave_out("that may not be opened", name)
+            self._leave_out(_CLOSED, name)
             return []
         ignore = ignore.inside(folder)
         found = []
@@ -148,7 +149,7 @@ class _Folder:
             if entry.name.startswith(".") or (is_folder and entry.name in _TOOL_FOLDERS):
                 continue
             if ignore.excludes(Path(entry.path), is_folder=is_folder):
-                self._leave_out("that .gitignore names", own)
+                self._leave_out("what .gitignore names", own)
             else:
                 found.append((entry, own, ignore))
         return found
@@ -158,7 +159,7 @@ class _Folder:
 
 
 def _reason_against(entry: os.DirEntry[str], path: Path) -> str | None:
-    """Why a file in a folder is left out, as it goes on after `left out 3`."""
+    """Why a file in a folder is left out, as it goes on after `left out`."""
     if entry.is_symlink():
         return "links"
     if not entry.is_file(follow_symlinks=False):
@@ -169,7 +170,7 @@ def _reason_against(entry: os.DirEntry[str], path: Path) -> str | None:
         with open_source(path) as source:
             return _reason_in(source)
     except DocumentError:
-        return "that may not be opened"
+        return _CLOSED
 
 
 def _reason_in(source: OpenFile) -> str | None:

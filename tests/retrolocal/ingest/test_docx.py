@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,21 @@ def test_entities(write: Callable[..., Path]) -> None:
                 f"<!DOCTYPE d [{declared}]><d><b><p><t>x&{name};</t></p></b></d>",
             )
         assert refusal(path).startswith("is a damaged DOCX")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_gives_text_or_one_line(write: Callable[..., Path], seed: int) -> None:
+    path = write(p("One", "Heading1") + p("text") * 20, styles=STYLES)
+    noise = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(1 << (seed % 4 * 2)):
+        data[noise.randrange(4, len(data))] = noise.randrange(256)
+    path.write_bytes(data)
+    try:
+        assert read_document(path).text
+    except DocumentError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize("kept", [0.8, 0.99])

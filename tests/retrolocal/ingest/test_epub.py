@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,6 +201,28 @@ def test_flipped_byte(write_epub: WriteEpub) -> None:
     data[data.index(b"OEBPS/one.xhtml") + 30] ^= 0x10
     path.write_bytes(data)
     assert refusal(path).startswith("is a damaged EPUB")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_gives_text_or_one_line(write_epub: WriteEpub, seed: int) -> None:
+    path = write_epub({"one.xhtml": ONE, "two.xhtml": TWO}, nav="<a href='one.xhtml'>x</a>")
+    noise = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(1 << (seed % 4 * 2)):
+        data[noise.randrange(60, len(data))] = noise.randrange(256)
+    path.write_bytes(data)
+    try:
+        assert read_document(path).text
+    except DocumentError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_another_name(write_epub: WriteEpub) -> None:
+    path = write_epub({"one.xhtml": ONE})
+    document = read_document(path.rename(path.with_suffix(".pdf")))
+    assert document.text == "First\n\nOnce."
+    assert document.notes == ("the name ends in .pdf but the content is EPUB; read as EPUB",)
 
 
 @pytest.mark.parametrize(

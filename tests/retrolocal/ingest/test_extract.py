@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from retrolocal.errors import DocumentError
-from retrolocal.ingest import read_document
+from retrolocal.ingest import Options, open_document, read_document
+from retrolocal.ingest.extract import FORMATS
 
 WritePdf = Callable[..., Path]
 LINE = "It was a bright cold day in April."
@@ -89,6 +92,35 @@ def test_stdin(
     document = read_document("-")
     assert (document.name, document.text, document.notes) == ("stdin", LINE, ())
     assert len(document.pages) == (content is None)
+
+
+def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with open_document(path) as unread:
+        path.write_text("new text")
+        with pytest.raises(DocumentError, match="changed while"):
+            unread.read()
+
+
+def test_what_made_a_text_is_known_before_it_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# A")
+    with open_document(path, name="b/a.md") as unread:
+        assert (unread.name, unread.size, unread.format.title) == ("b/a.md", 3, "Markdown")
+        document = unread.read()
+    assert (document.digest, document.extractor) == (unread.digest, unread.extractor)
+    assert document.name == "b/a.md"
+    with open_document(path, Options(encoding="CP1252", password="x", force=True)) as other:
+        assert other.extractor == f"{unread.extractor} encoding=cp1252"
+    assert re.fullmatch(r"markdown/1 charset-normalizer/[\d.]+", unread.extractor)
+
+
+def test_versions_of_formats() -> None:
+    assert len({found.key for found in FORMATS}) == len(FORMATS)
+    for found in FORMATS:
+        for library in found.libraries:
+            assert version(library)
 
 
 def test_digest_is_of_the_bytes(tmp_path: Path) -> None:

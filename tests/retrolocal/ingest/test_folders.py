@@ -72,8 +72,8 @@ def test_what_is_no_text_is_counted(root: Path) -> None:
     selection = expand([root])
     assert [file.name for file in selection.files] == ["book/a.txt", "book/utf16.txt"]
     assert selection.notes == (
-        f"{root}: left out 6 binary files: book/0.png, book/1.png, book/2.png, …",
-        f"{root}: left out 1 empty files: book/empty",
+        f"{root}: left out binary files (6): book/0.png, book/1.png, book/2.png, …",
+        f"{root}: left out empty files (1): book/empty",
     )
 
 
@@ -87,8 +87,8 @@ def test_links_and_special_files_are_not_followed(root: Path, tmp_path: Path) ->
     selection = expand([root])
     assert [file.name for file in selection.files] == ["book/a.txt"]
     assert len(selection.notes) == 2
-    assert "left out 3 links: book/dangling, book/link.txt, book/loop" in selection.notes[0]
-    assert "left out 1 pipes, sockets or devices: book/pipe" in selection.notes[1]
+    assert "left out links (3): book/dangling, book/link.txt, book/loop" in selection.notes[0]
+    assert "left out pipes, sockets or devices (1): book/pipe" in selection.notes[1]
     assert names(root / "link.txt") == [None]
 
 
@@ -103,9 +103,9 @@ def test_generated_files_are_left_out(root: Path) -> None:
         "book/small.json",
     ]
     assert [note.partition("left out ")[2] for note in selection.notes] == [
-        "1 minified files: book/app.min.js",
-        "1 files of more than 1 MB that are no documents: book/data.csv",
-        "1 lock files: book/yarn.lock",
+        "minified files (1): book/app.min.js",
+        "files of more than 1 MB that are no documents (1): book/data.csv",
+        "lock files (1): book/yarn.lock",
     ]
     assert names(root / "data.csv") == [None]
 
@@ -137,7 +137,7 @@ def test_gitignore_is_respected(root: Path) -> None:
         "book/sub/a.md",
         "book/sub/deep/b.md",
     ]
-    assert "that .gitignore names: " in expand([root]).notes[0]
+    assert "what .gitignore names (" in expand([root]).notes[0]
 
 
 def test_as_git_does(root: Path) -> None:
@@ -182,7 +182,7 @@ def test_folders_without_text(root: Path) -> None:
     with pytest.raises(DocumentError, match=r"book holds no text$"):
         expand([root])
     fill(root, {"a.png": PNG})
-    with pytest.raises(DocumentError, match=r"holds no text; .*left out 1 binary files"):
+    with pytest.raises(DocumentError, match=r"holds no text; .*left out binary files"):
         expand([root])
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from retrolocal.errors import DocumentError
 from retrolocal.ingest import Document, Options, read_document
@@ -122,6 +125,26 @@ def test_the_name_decides_where_the_content_is_silent(read: Read) -> None:
 
 def test_noncharacters_in_the_page_are_not_marks(read: Read) -> None:
     assert read("<html><p>a\ufdd1b\ufdd6c&#xFDD0;d&#xFDD8;7\ufdd9e").text.replace("\n", "")
+
+
+TAGS = ["<p>", "<h1>", "</h1>", "<pre>", "</pre>", "<td>", "<br>", "<a id=x>", "<li>", "</p>"]
+TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=6)
+PARTS = st.lists(st.one_of(st.sampled_from(TAGS), TEXT), max_size=20)
+
+
+@given(parts=st.lists(PARTS, min_size=1, max_size=30))
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_markup(read: Read, parts: list[list[str]]) -> None:
+    page = "<html><p>word" + "".join(map("".join, parts))
+    document = read(page.encode("utf-8", "ignore"))
+    assert "word" in document.text
+    assert not re.search("[\ufdd0-\ufdef]", document.text)
+    end = 0
+    for chapter in document.chapters:
+        assert end <= chapter.start < chapter.end <= len(document.text)
+        end = chapter.end
 
 
 def test_nothing_to_read(read: Read) -> None:
