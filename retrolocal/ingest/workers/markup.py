@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 
 _LINE, _PARAGRAPH, _CELL = "\ufdd0", "\ufdd1", "\ufdd2"
 _KEPT_LINE, _KEPT_SPACE, _KEPT_TAB = "\ufdd3", "\ufdd4", "\ufdd5"
@@ -62,7 +62,15 @@ class Markup:
 
 
 def read_markup(source: str, anchors: Sequence[str] = (), *, is_xhtml: bool = False) -> Markup:
-    """The text of a page; `anchors` are the ids to find."""
+    """The text of a page; `anchors` are the ids to find. Raises MemoryError where it is short."""
+    try:
+        return _read(source, anchors, is_xhtml=is_xhtml)
+    except SelectolaxError as error:
+        # Lexbor takes any input; what it cannot do is allocate.
+        raise MemoryError from error
+
+
+def _read(source: str, anchors: Sequence[str], *, is_xhtml: bool) -> Markup:
     source = _MARKS.sub("", source)
     tree = LexborHTMLParser(_closed(source) if is_xhtml else source)
     tree.strip_tags(_WITHOUT_TEXT)

@@ -152,6 +152,16 @@ def test_nothing_to_read(read: Read) -> None:
         read("<html><script>x</script></html>")
 
 
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "many.html"
+    path.write_text("<html>" + "<p><b>a" * 500_000)
+    with (
+        open_source(path) as source,
+        pytest.raises(DocumentError, match=r"needed more than 0\.25 GB of memory"),
+    ):
+        read_html(source, Options(), Limits(memory_bytes=1 << 28))
+
+
 def test_nested_markup_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "deep.html"
     path.write_text("<html>" + "<div>" * 200_000 + "deep")
