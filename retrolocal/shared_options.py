@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace, _ArgumentGroup
 
-from .arguments import budget
+from .arguments import budget, page_ranges
 from .config import WaveConfig, environment
 
 
@@ -31,6 +31,13 @@ def extraction_options(group: _ArgumentGroup) -> None:
         "of the machine cannot see)",
     )
     group.add_argument("--encoding", help="encoding of text files (default: found out)")
+    group.add_argument(
+        "--pages",
+        type=page_ranges,
+        default=(),
+        metavar="N-M,...",
+        help="read these pages of a PDF (default: all)",
+    )
     group.add_argument(
         "--force",
         action="store_true",

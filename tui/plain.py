@@ -284,7 +284,11 @@ def _documents(arguments: argparse.Namespace, screen: _Screen) -> list[Document]
     documents = []
     for file in arguments.file:
         document = read_document(
-            file, password=arguments.password, encoding=arguments.encoding, force=arguments.force
+            file,
+            password=arguments.password,
+            encoding=arguments.encoding,
+            pages=arguments.pages,
+            force=arguments.force,
         )
         for note in document.notes:
             screen.say(f"{document.name}: {note}")

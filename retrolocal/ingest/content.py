@@ -18,6 +18,8 @@ class Options:
     """Opens a protected PDF."""
     encoding: str | None = None
     """Of plain text and HTML; overrides what the file says and what can be guessed."""
+    pages: tuple[tuple[int, int], ...] = ()
+    """First and last number of the ranges of pages to read, in order and apart; empty for all."""
     force: bool = False
     """Read what looks like garbage or like a decompression bomb all the same."""
 

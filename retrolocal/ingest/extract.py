@@ -36,6 +36,8 @@ class Format:
     """Lower case with the dot; other names give a note, not a refusal."""
     is_text: bool = False
     """Whether the content is plain text, so that only the suffix tells it from others."""
+    is_paged: bool = False
+    """Whether pages can be chosen."""
     max_bytes: int
     """Larger files are refused before anything of them is read."""
     read: Callable[[OpenFile, Options], Content]
@@ -71,6 +73,7 @@ FORMATS: tuple[Format, ...] = (
         version=1,
         libraries=("pypdfium2",),
         suffixes=(".pdf",),
+        is_paged=True,
         max_bytes=_MAX_PARSED_BYTES,
         read=pdf.read_pdf,
     ),
@@ -122,6 +125,7 @@ def read_document(
     *,
     password: str | None = None,
     encoding: str | None = None,
+    pages: tuple[tuple[int, int], ...] = (),
     force: bool = False,
 ) -> Document:
     """The text of the file at `path`; `-` is standard input.
@@ -129,7 +133,8 @@ def read_document(
     The keywords are the fields of `Options`. Raises DocumentError, one line that names the file,
     for whatever cannot be read as text.
     """
-    with open_document(path, Options(password=password, encoding=encoding, force=force)) as found:
+    options = Options(password=password, encoding=encoding, pages=pages, force=force)
+    with open_document(path, options) as found:
         return found.read()
 
 
@@ -190,6 +195,10 @@ def open_document(
                     f"{source.label} is not a format that can be read (found: {found})"
                 )
             _require_size(source, chosen)
+            if options.pages and not chosen.is_paged:
+                raise DocumentError(
+                    f"{source.label} is {chosen.title}, which has no pages; leave --pages out"
+                )
             digest = source.digest()
         yield Unread(
             name=source.name if name is None else name,
@@ -214,6 +223,8 @@ def extractor_of(chosen: Format, options: Options) -> str:
     """Format, its version, those of its libraries, and what of the options changes the text."""
     parts = [f"{chosen.key}/{chosen.version}"]
     parts += [f"{library}/{_installed(library)}" for library in chosen.libraries]
+    if options.pages and chosen.is_paged:
+        parts.append("pages=" + ",".join(f"{first}-{last}" for first, last in options.pages))
     if options.encoding is not None and (chosen.is_text or chosen is _HTML):
         parts.append(f"encoding={options.encoding.lower()}")
     return " ".join(parts)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from .guard_child import MEMORY_EXIT, OUTPUT_EXIT
+from .guard_child import DEPTH_EXIT, MEMORY_EXIT, OUTPUT_EXIT
 
 _BOOTSTRAP = Path(__file__).with_name("guard_child.py")
 _SENSELESS = "reading stopped: the reader's answer makes no sense"
@@ -103,6 +103,8 @@ def _reason(code: int, complaints: IO[bytes], limits: Limits) -> str:
     broken = "the file may be damaged or malicious"
     if code == MEMORY_EXIT or -code in (signal.SIGABRT, signal.SIGTRAP, signal.SIGILL):
         return f"reading stopped: {memory}; {broken}"
+    if code == DEPTH_EXIT:
+        return f"reading stopped: its parts are nested too deep; {broken}"
     if code == OUTPUT_EXIT:
         return (
             f"reading stopped: it gave more than {limits.output_bytes >> 20} MB of text; {broken}"

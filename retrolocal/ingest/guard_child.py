@@ -18,6 +18,7 @@ from typing import Any
 
 MEMORY_EXIT = 71
 OUTPUT_EXIT = 72
+DEPTH_EXIT = 73
 
 
 def main() -> int:
@@ -34,6 +35,8 @@ def main() -> int:
             sys.stdout.buffer.flush()
     except MemoryError:
         return MEMORY_EXIT
+    except RecursionError:
+        return DEPTH_EXIT
     except OSError as error:
         if error.errno == errno.EFBIG:
             return OUTPUT_EXIT

@@ -7,7 +7,7 @@ comes back: passwords, damage, pictures without text. It never loads PDFium itse
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +36,7 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
         "password": options.password,
         "max_pages": _MAX_PAGES,
         "few_characters": _FEW_CHARACTERS,
+        "ranges": options.pages or [(1, _MAX_PAGES)],
     }
     try:
         facts, pages = _parse(run_guarded(_WORKER, "pypdfium2", source.file, request, limits))
@@ -47,10 +48,15 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
         raise DocumentError(
             f"{source.label} claims {facts.pages:,} pages; at most {_MAX_PAGES:,} can be read"
         )
+    if not pages and facts.pages:
+        raise DocumentError(f"{source.label} has {facts.pages:,} pages; --pages names none of them")
     _require_text(source.label, pages)
     if not options.force:
         _require_sense(source.label, pages)
     text, spans = assemble([page.text for page in pages])
+    spans = tuple(
+        replace(span, number=page.number) for span, page in zip(spans, pages, strict=True)
+    )
     return Content(
         text=text,
         pages=spans,
@@ -69,6 +75,7 @@ class _Facts:
 
 @dataclass(frozen=True, slots=True)
 class _RawPage:
+    number: int
     text: str = ""
     is_picture: bool = False
     is_damaged: bool = False
@@ -94,10 +101,10 @@ def _parse_bookmark(value: object) -> Bookmark:
 
 def _parse_page(value: object) -> _RawPage:
     match value:
-        case None:
-            return _RawPage(is_damaged=True)
-        case [str(text), bool(is_picture)]:
-            return _RawPage(text, is_picture)
+        case [int(number), None, False]:
+            return _RawPage(number, is_damaged=True)
+        case [int(number), str(text), bool(is_picture)]:
+            return _RawPage(number, text, is_picture)
     raise GuardError
 
 
@@ -134,9 +141,9 @@ def _require_sense(label: str, pages: Sequence[_RawPage]) -> None:
 
 
 def _notes(facts: _Facts, pages: Sequence[_RawPage]) -> Iterator[str]:
-    if pictures := [n for n, page in enumerate(pages, start=1) if page.is_picture]:
+    if pictures := [page.number for page in pages if page.is_picture]:
         yield f"{_listed(pictures)} pictures without text; run OCR to have them read"
-    if damaged := [n for n, page in enumerate(pages, start=1) if page.is_damaged]:
+    if damaged := [page.number for page in pages if page.is_damaged]:
         yield f"{_listed(damaged)} damaged and left out"
     if facts.restricted:
         yield "the author has restricted copying from this PDF"

@@ -13,7 +13,7 @@ from .document import Chapter, Page
 from .text import normalise
 
 Bookmark = tuple[str, int]
-"""Title and index of its page."""
+"""Title and page number."""
 
 
 def outline_chapters(
@@ -24,10 +24,11 @@ def outline_chapters(
     A title that does not stand on its page begins its chapter where the page begins.
     """
     places: dict[int, str] = {}
-    for raw, index in bookmarks:
+    numbered = {page.number: page for page in pages}
+    for raw, number in bookmarks:
         title = " ".join(normalise(raw).split())[:MAX_TITLE]
-        if title and 0 <= index < len(pages):
-            places[_place(text, pages[index], title)] = title
+        if title and number in numbered:
+            places[_place(text, numbered[number], title)] = title
     return chapters_of(text, [(start, places[start]) for start in sorted(places)])
 
 

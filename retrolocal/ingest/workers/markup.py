@@ -2,8 +2,8 @@
 
 Lexbor parses as browsers do. Breaks and places are marked in the tree with noncharacters of
 Unicode, which no text contains; one call then gives the text of the whole tree, and the marks
-become line breaks and offsets. Cost is linear but for markup nested tens of thousands deep, which
-the guard's limits end.
+become line breaks and offsets. Lexbor's cost is linear but for markup nested tens of thousands
+deep: what a look at the usual tags finds of that is refused, the guard's limits end the rest.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ _PARAGRAPHS = (
 _LINES = "div, li, dt, dd, tr, caption, figcaption, address, legend, summary, option, br"
 _TIGHT = "li ul, li ol, li > p, dd > p, td > :only-child, th > :only-child, li > :only-child"
 """Would break a list or a table row apart: these get the smaller break, or none in a cell."""
+
+_NESTING_TAG = re.compile(
+    r"<(/?)(?:div|span|section|article|aside|header|footer|main|nav|blockquote|center|ul|ol|dl|menu"
+    r"|table|form|fieldset|figure|figcaption|details|summary|address|dialog|hgroup|search)\b",
+    re.IGNORECASE,
+)
+_MAX_DEPTH = 10_000
 
 _SPACES = re.compile(r"[ \t\n\r\f\xa0]+")
 _INVISIBLE = re.compile("[\xad\u200b]")
@@ -62,7 +69,11 @@ class Markup:
 
 
 def read_markup(source: str, anchors: Sequence[str] = (), *, is_xhtml: bool = False) -> Markup:
-    """The text of a page; `anchors` are the ids to find. Raises MemoryError where it is short."""
+    """The text of a page; `anchors` are the ids to find.
+
+    Raises MemoryError where it is short, RecursionError for markup nested too deep.
+    """
+    _require_shallow(source)
     try:
         return _read(source, anchors, is_xhtml=is_xhtml)
     except SelectolaxError as error:
@@ -83,6 +94,14 @@ def _read(source: str, anchors: Sequence[str], *, is_xhtml: bool) -> Markup:
     _mark_headings(root)
     _mark_anchors(root, anchors)
     return _read_marks(_arranged(root.text(deep=True, separator="", strip=False)))
+
+
+def _require_shallow(source: str) -> None:
+    depth = 0
+    for tag in _NESTING_TAG.finditer(source):
+        depth += -1 if tag[1] else 1
+        if depth > _MAX_DEPTH:
+            raise RecursionError
 
 
 def cut(text: str, places: Iterable[tuple[int, str]]) -> Iterator[list[str | None]]:

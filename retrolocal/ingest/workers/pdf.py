@@ -23,10 +23,11 @@ _LINE = re.compile(r"[^\r\n]*\r\n")
 
 
 def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
-    """`request` has "password", "max_pages" and "few_characters".
+    """`request` has "password", "max_pages", "few_characters", and "ranges", [[first, last]] of the
+    pages to read, in order.
 
-    Yields {"error": str} alone, or {"pages": int, "restricted": bool, "bookmarks": [[title, page
-    index]]} and then one value per page: None for a damaged page, or [text, has_picture].
+    Yields {"error": str} alone, or {"pages": int, "restricted": bool, "bookmarks": [[title, page]]}
+    and then for each page [number, text, has_picture]; the text is None for a damaged page.
     """
     try:
         document = pypdfium2.PdfDocument(file, password=request["password"])
@@ -37,12 +38,14 @@ def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
     restricted = not pdfium.FPDF_GetDocPermissions(document.raw) & _COPYING
     bookmarks = list(_bookmarks(document.raw))
     yield {"pages": count, "restricted": restricted, "bookmarks": bookmarks}
-    for index in range(min(count, request["max_pages"])):
-        yield _page(document, index, request["few_characters"])
+    last_page = min(count, request["max_pages"])
+    for first, last in request["ranges"]:
+        for number in range(first, min(last, last_page) + 1):
+            yield [number, *_page(document, number - 1, request["few_characters"])]
 
 
 def _bookmarks(document: Any) -> Iterator[tuple[str, int]]:
-    """Titles and pages of the outline in its order, as far as it is sane."""
+    """Titles and page numbers of the outline in its order, as far as it is sane."""
     first = pdfium.FPDFBookmark_GetFirstChild(document, None)
     waiting = [first] if first else []
     seen: set[int] = set()
@@ -54,7 +57,7 @@ def _bookmarks(document: Any) -> Iterator[tuple[str, int]]:
         seen.add(address)
         target = _target(document, bookmark)
         if target >= 0:
-            yield _title(bookmark), target
+            yield _title(bookmark), target + 1
         # The children come before the next sibling.
         following = (
             pdfium.FPDFBookmark_GetNextSibling(document, bookmark),
@@ -84,11 +87,11 @@ def _is_password(error: Exception) -> bool:
     return code == _PASSWORD_ERROR or (code is None and "password" in str(error).lower())
 
 
-def _page(document: Any, index: int, few_characters: int) -> object:
+def _page(document: Any, index: int, few_characters: int) -> tuple[str | None, bool]:
     try:
         page = document[index]
     except pypdfium2.PdfiumError:
-        return None
+        return None, False
     try:
         textpage = page.get_textpage()
         try:
@@ -96,9 +99,9 @@ def _page(document: Any, index: int, few_characters: int) -> object:
         finally:
             textpage.close()
         few = len(text.strip()) < few_characters
-        return [text, few and _has_picture(page)]
+        return text, few and _has_picture(page)
     except pypdfium2.PdfiumError:
-        return None
+        return None, False
     finally:
         page.close()
 

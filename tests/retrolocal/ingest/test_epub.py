@@ -180,6 +180,13 @@ def test_too_many_members(write_epub: WriteEpub, monkeypatch: pytest.MonkeyPatch
     assert refusal(path).startswith("holds more than 5 files")
 
 
+def test_nested_markup(write_epub: WriteEpub) -> None:
+    path = write_epub(
+        {"one.xhtml": "<html>" + "<div><p>x</p>" * 30_000},
+    )
+    assert refusal(path).startswith("reading stopped: its parts are nested too deep")
+
+
 def test_entity_bomb(write_epub: WriteEpub) -> None:
     entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(12))
     bomb = f'<!DOCTYPE p [<!ENTITY e0 "x">{entities}]><package><spine>&e12;</spine></package>'

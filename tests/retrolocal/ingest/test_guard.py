@@ -68,6 +68,7 @@ def test_start_is_quick(run: Run) -> None:
         ("os.kill(os.getpid(), signal.SIGSEGV); yield", {}, "crashed (SIGSEGV)"),
         ("os.kill(os.getpid(), signal.SIGKILL); yield", {}, "ended by signal 9"),
         ("raise KeyError('no'); yield", {}, "KeyError: 'no'"),
+        ("raise RecursionError; yield", {}, "its parts are nested too deep"),
         ("os._exit(3); yield", {}, "ended with code 3"),
         ("os.write(1, b'junk'); yield 1", {}, "makes no sense"),
     ],

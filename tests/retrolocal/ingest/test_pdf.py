@@ -4,11 +4,12 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrolocal.errors import DocumentError
-from retrolocal.ingest import Document, read_document
+from retrolocal.ingest import Document, open_document, read_document
 from retrolocal.ingest.content import Options
 from retrolocal.ingest.guard import Limits
 from retrolocal.ingest.pdf import read_pdf
@@ -18,7 +19,7 @@ WritePdf = Callable[..., Path]
 TEXT = "Grüße (aus) Köln – “quoted”.\nA second line of the page."
 
 
-def refusal(path: Path, **options: str) -> str:
+def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(DocumentError) as caught:
         read_document(path, **options)
     message = str(caught.value)
@@ -67,6 +68,33 @@ def test_bookmarks_are_chapters(write_pdf: WritePdf) -> None:
         ("The start of it all", "I. The Start of\nit all\nmore\nstill more"),
         ("II", "II\nEnd"),
     ]
+
+
+def test_some_pages(write_pdf: WritePdf) -> None:
+    path = write_pdf(
+        [f"Page number {n}, all of it." if n != 4 else None for n in range(1, 9)],
+        bookmarks=[("One", 0), ("Five", 4), ("Eight", 7)],
+    )
+    with open_document(path, Options(pages=((2, 5), (8, 99)))) as unread:
+        document = unread.read()
+    assert [p.number for p in document.pages] == [2, 3, 4, 5, 8]
+    assert document.text[document.pages[3].start : document.pages[3].end] == page_text(5)
+    assert document.page_at(len(document.text) - 1) == 8
+    assert [c.title for c in document.chapters] == ["Five", "Eight"]
+    assert document.notes == ("page 4 is pictures without text; run OCR to have them read",)
+    assert document.extractor.endswith(" pages=2-5,8-99")
+    assert refusal(path, pages=((9, 12),)).endswith("has 8 pages; --pages names none of them")
+
+
+def page_text(number: int) -> str:
+    return f"Page number {number}, all of it."
+
+
+def test_pages_of_what_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    message = refusal(path, pages=((1, 1),))
+    assert message.endswith("is plain text, which has no pages; leave --pages out")
 
 
 def test_restricted_copying_is_told(write_pdf: WritePdf) -> None:
