@@ -5,7 +5,6 @@ Works on strings alone. A chapter begins at its heading and ends before the next
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from .document import Chapter
@@ -15,7 +14,6 @@ from .text import normalise
 MAX_TITLE = 200
 
 _BETWEEN = "\n\n"
-_EMPTY_LINES = re.compile(r"\n{3,}")
 
 Piece = tuple[str | None, str]
 """Title of the chapter that begins here, if one does, and text."""
@@ -66,5 +64,4 @@ def chapters_of(text: str, headings: Sequence[Heading]) -> tuple[Chapter, ...]:
 
 
 def _tidy(raw: str) -> str:
-    text = "\n".join(line.rstrip() for line in normalise(raw).split("\n"))
-    return _EMPTY_LINES.sub("\n\n", text).strip("\n")
+    return "\n".join(line.rstrip() for line in normalise(raw).split("\n")).strip("\n")

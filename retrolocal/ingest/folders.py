@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import DocumentError, UsageError
-from .extract import format_of
+from .formats import format_of
 from .gitignore import GitIgnore
 from .source import OpenFile, open_source, printable
 from .text import looks_like_text

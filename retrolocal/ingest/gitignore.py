@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import DocumentError
 from .source import open_source
 
 if TYPE_CHECKING:
@@ -74,10 +75,14 @@ def _decision(spec: GitIgnoreSpec, name: str) -> bool | None:
 
 
 def _read(path: Path) -> GitIgnoreSpec | None:
-    from pathspec import GitIgnoreSpec
-
     if path.is_symlink() or not path.is_file():
         return None
+    try:
+        from pathspec import GitIgnoreSpec
+    except ImportError as error:
+        raise DocumentError(
+            f"{path} needs pathspec to be understood; install it with pip install pathspec"
+        ) from error
     with open_source(path) as source:
         source.file.seek(0)
         lines = source.file.read(_MAX_BYTES).decode("utf-8", "replace").splitlines()

@@ -46,7 +46,10 @@ _BREAKS = re.compile(
 )
 _CELLS = re.compile(f" ?{_CELL} ?")
 _KEEP = str.maketrans({"\n": _KEPT_LINE, " ": _KEPT_SPACE, "\t": _KEPT_TAB})
-_SHOW = str.maketrans({_CELL: "\t", _KEPT_LINE: "\n", _KEPT_SPACE: " ", _KEPT_TAB: "\t"})
+_SHOW = str.maketrans(
+    dict.fromkeys(map(chr, range(0xFDD0, 0xFDF0)), "")
+    | {_CELL: "\t", _KEPT_LINE: "\n", _KEPT_SPACE: " ", _KEPT_TAB: "\t"}
+)
 _SPACE_AT_START = re.compile(f"(^|\n)((?:[{_HEADING}{_HEADING_END}]|{_ANCHOR}\\d+{_ANCHOR_END})+) ")
 _PLACES = re.compile(f"{_HEADING}|{_HEADING_END}|{_ANCHOR}(\\d{{1,9}}){_ANCHOR_END}")
 
@@ -178,7 +181,7 @@ def _arranged(marked: str) -> str:
     """White space as a browser shows it; the marks of headings and anchors stay."""
     text = _SPACES.sub(" ", _INVISIBLE.sub("", marked))
     text = _BREAKS.sub(lambda run: "\n\n" if _PARAGRAPH in run[0] else "\n", text)
-    return _CELLS.sub(_CELL, _SPACE_AT_START.sub(r"\1\2", text)).translate(_SHOW)
+    return _CELLS.sub(_CELL, _SPACE_AT_START.sub(r"\1\2", text))
 
 
 def _read_marks(text: str) -> Markup:
@@ -188,8 +191,7 @@ def _read_marks(text: str) -> Markup:
     length = offset = 0
     open_heading: int | None = None
     for mark in _PLACES.finditer(text):
-        piece = text[offset : mark.start()]
-        pieces.append(piece)
+        piece = _joined(pieces, text[offset : mark.start()])
         length, offset = length + len(piece), mark.end()
         if mark[1] is not None:
             anchors.append((length, int(mark[1])))
@@ -197,9 +199,18 @@ def _read_marks(text: str) -> Markup:
             open_heading = len(pieces)
             start = length
         elif open_heading is not None:
-            title = " ".join("".join(pieces[open_heading:]).split())
+            title = " ".join("".join(pieces[open_heading:]).translate(_SHOW).split())
             if title:
                 headings.append((start, title))
             open_heading = None
-    pieces.append(text[offset:])
-    return Markup(_MARKS.sub("", "".join(pieces)), headings, anchors)
+    _joined(pieces, text[offset:])
+    return Markup("".join(pieces).translate(_SHOW), headings, anchors)
+
+
+def _joined(pieces: list[str], piece: str) -> str:
+    """Appends a piece, without the break it begins with where there is one already."""
+    if not pieces or pieces[-1].endswith("\n"):
+        piece = piece.lstrip("\n")
+    if piece:
+        pieces.append(piece)
+    return piece

@@ -15,7 +15,7 @@ def test_assemble() -> None:
     text, chapters = assemble(
         [(None, "front \r\n"), ("A  b", "\n\nA b\n\n\n\ntext  "), ("none", " "), (None, "more")]
     )
-    assert text == "front\n\nA b\n\ntext\n\nmore"
+    assert text == "front\n\nA b\n\n\n\ntext\n\nmore"
     assert chapters == (Chapter("A b", 7, len(text)),)
 
 

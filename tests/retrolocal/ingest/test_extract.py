@@ -13,7 +13,7 @@ import pytest
 
 from retrolocal.errors import DocumentError
 from retrolocal.ingest import Options, open_document, read_document
-from retrolocal.ingest.extract import FORMATS
+from retrolocal.ingest.formats import FORMATS
 
 WritePdf = Callable[..., Path]
 LINE = "It was a bright cold day in April."
