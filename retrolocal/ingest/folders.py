@@ -169,7 +169,7 @@ def _reason_against(entry: os.DirEntry[str], path: Path) -> str | None:
     try:
         with open_source(path) as source:
             return _reason_in(source)
-    except DocumentError:
+    except (DocumentError, OSError):
         return _CLOSED
 
 

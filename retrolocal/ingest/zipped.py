@@ -110,4 +110,4 @@ def _notes(missing: Sequence[str]) -> Iterator[str]:
     if missing:
         shown = ", ".join(printable(name) for name in missing[:_SHOWN_NAMES])
         more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
-        yield f"left out, because the file names it and does not hold it: {shown}{more}"
+        yield f"missing in the file, and left out: {shown}{more}"

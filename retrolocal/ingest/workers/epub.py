@@ -18,12 +18,12 @@ from xml.etree import ElementTree
 from selectolax.lexbor import LexborHTMLParser
 
 from .archive import Archive, BadArchiveError
-from .markup import cut, read_markup
+from .markup import as_html, cut, read_markup
 
 _PAGES = ("application/xhtml+xml", "text/html", "application/xml", "text/x-oeb1-document")
 _FONT_METHODS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding=[\"']([\w.-]{1,40})[\"']")
-_SLOW_DRM = ("META-INF/rights.xml", "META-INF/sinf.xml")
+_RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")
 
 Element = ElementTree.Element
 Link = tuple[str, str]
@@ -50,10 +50,10 @@ def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
 class _Book:
     spine: list[str]
     """Names of the members to read, in order."""
-    titles: dict[str, dict[str, str]]
+    missing: list[str]
+    """What the book names and the archive lacks."""
+    titles: dict[str, dict[str, str]] = field(default_factory=dict)
     """Member -> id -> title of the table of contents."""
-    missing: list[str] = field(default_factory=list)
-    """What the spine names and the archive lacks."""
 
 
 def _open_book(archive: Archive) -> _Book:
@@ -74,8 +74,12 @@ def _open_book(archive: Archive) -> _Book:
         name = _inside(package_name, item.get("href", ""))[0]
         (names if name in archive.names else missing).append(name)
     _refuse_locked(archive, set(names))
-    titles = _contents(archive, package_name, items, spine.get("toc", ""))
-    return _Book(list(dict.fromkeys(names)), titles, missing)
+    book = _Book(list(dict.fromkeys(names)), missing)
+    try:
+        book.titles.update(_contents(archive, package_name, items, spine.get("toc", "")))
+    except ElementTree.ParseError:
+        missing.append("a table of contents that makes sense")
+    return book
 
 
 def _refuse_locked(archive: Archive, wanted: set[str]) -> None:
@@ -89,7 +93,7 @@ def _refuse_locked(archive: Archive, wanted: set[str]) -> None:
         method = next((e.get("Algorithm", "") for e in parts if _tag(e) == "EncryptionMethod"), "")
         links = [e.get("URI", "") for e in parts if _tag(e) == "CipherReference"]
         locked = any(_inside("", link)[0] in wanted for link in links)
-        if locked or (method not in _FONT_METHODS and any(n in archive.names for n in _SLOW_DRM)):
+        if locked or (method not in _FONT_METHODS and any(n in archive.names for n in _RIGHTS)):
             raise BadArchiveError("locked")
 
 
@@ -116,7 +120,7 @@ def _contents(
 def _navigation(archive: Archive, name: str) -> list[tuple[Link, str]]:
     if name not in archive.names:
         return []
-    page = LexborHTMLParser(_decoded(archive.read(name)))
+    page = LexborHTMLParser(as_html(_decoded(archive.read(name))))
     lists = [n for n in page.css("nav") if "toc" in (n.attributes.get("epub:type") or "").split()]
     return [
         (_inside(name, link.attributes.get("href") or ""), " ".join(link.text().split()))
@@ -128,20 +132,12 @@ def _navigation(archive: Archive, name: str) -> list[tuple[Link, str]]:
 def _ncx(archive: Archive, name: str) -> list[tuple[Link, str]]:
     if name not in archive.names:
         return []
-    try:
-        root = ElementTree.fromstring(archive.read(name))
-    except ElementTree.ParseError:
-        return []
     found = []
-    for point in root.iter():
+    for point in ElementTree.fromstring(archive.read(name)).iter():
         if _tag(point) == "navPoint":
             parts = {_tag(child): child for child in point}
-            title = (
-                " ".join("".join(parts["navLabel"].itertext()).split())
-                if ("navLabel" in parts)
-                else ""
-            )
-            if "content" in parts:
+            if "content" in parts and "navLabel" in parts:
+                title = " ".join("".join(parts["navLabel"].itertext()).split())
                 found.append((_inside(name, parts["content"].get("src", "")), title))
     return found
 

@@ -86,7 +86,7 @@ def read_markup(source: str, anchors: Sequence[str] = (), *, is_xhtml: bool = Fa
 
 def _read(source: str, anchors: Sequence[str], *, is_xhtml: bool) -> Markup:
     source = _MARKS.sub("", source)
-    tree = LexborHTMLParser(_closed(source) if is_xhtml else source)
+    tree = LexborHTMLParser(as_html(source) if is_xhtml else source)
     tree.strip_tags(_WITHOUT_TEXT)
     body = tree.body
     if body is None:
@@ -99,12 +99,16 @@ def _read(source: str, anchors: Sequence[str], *, is_xhtml: bool) -> Markup:
     return _read_marks(_arranged(root.text(deep=True, separator="", strip=False)))
 
 
-def _require_shallow(source: str) -> None:
-    depth = 0
-    for tag in _NESTING_TAG.finditer(source):
-        depth += -1 if tag[1] else 1
-        if depth > _MAX_DEPTH:
-            raise RecursionError
+def as_html(source: str) -> str:
+    """XHTML's `<title/>` as `<title></title>`: to an HTML parser the first would never end."""
+
+    def close(match: re.Match[str]) -> str:
+        name, attributes = match.groups()
+        if name.lower() in _VOID:
+            return match[0]
+        return f"<{name}{attributes}></{name}>"
+
+    return _SELF_CLOSED.sub(close, source)
 
 
 def cut(text: str, places: Iterable[tuple[int, str]]) -> Iterator[list[str | None]]:
@@ -116,16 +120,12 @@ def cut(text: str, places: Iterable[tuple[int, str]]) -> Iterator[list[str | Non
     yield [title, text[start:]]
 
 
-def _closed(source: str) -> str:
-    """XHTML's `<title/>` as `<title></title>`: to an HTML parser the first would never end."""
-
-    def close(match: re.Match[str]) -> str:
-        name, attributes = match.groups()
-        if name.lower() in _VOID:
-            return match[0]
-        return f"<{name}{attributes}></{name}>"
-
-    return _SELF_CLOSED.sub(close, source)
+def _require_shallow(source: str) -> None:
+    depth = 0
+    for tag in _NESTING_TAG.finditer(source):
+        depth += -1 if tag[1] else 1
+        if depth > _MAX_DEPTH:
+            raise RecursionError
 
 
 def _main_part(body: LexborNode) -> LexborNode:

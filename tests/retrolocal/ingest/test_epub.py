@@ -20,8 +20,8 @@ CONTAINER = (
 ONE = "<html><head><title/></head><body><h1>First</h1><p>Once.</p></body></html>"
 TWO = "<html><body><p>Much later.</p></body></html>"
 NAV = (
-    '<html xmlns:epub="http://www.idpf.org/2007/ops"><nav epub:type="landmarks">'
-    '<a href="one.xhtml">Start</a></nav><nav epub:type="toc"><ol>{}</ol></nav></html>'
+    '<?xml version="1.0"?><html xmlns:epub="http://www.idpf.org/2007/ops"><head><title/></head>'
+    '<nav epub:type="landmarks"><a href="one.xhtml">Start</a></nav><nav epub:type="toc"><ol>{}</ol></nav></html>'
 )
 WriteEpub = Callable[..., Path]
 
@@ -102,6 +102,14 @@ def test_table_of_contents_of_epub_2(write_epub: WriteEpub) -> None:
     assert [title for title, _ in chapters(document)] == ["Book", "Part"]
 
 
+def test_table_of_contents_that_makes_no_sense(write_epub: WriteEpub) -> None:
+    document = read_document(write_epub({"one.xhtml": ONE}, ncx="<navPoint>"))
+    assert [title for title, _ in chapters(document)] == ["First"]
+    assert document.notes == (
+        "missing in the file, and left out: a table of contents that makes sense",
+    )
+
+
 def test_chapters_inside_a_file(write_epub: WriteEpub) -> None:
     page = (
         "<html><body><p>Front.</p><h2 id='c1'>I</h2><p>a</p><p><a name='c2'/>II</p><p>b</p></body>"
@@ -123,8 +131,7 @@ def test_odd_links(write_epub: WriteEpub) -> None:
     document = read_document(write_epub(pages, names=names))
     assert document.text == "First\n\nOnce.\n\nMuch later."
     assert document.notes == (
-        "left out, because the file names it and does not hold it: "
-        "OEBPS/gone.xhtml, ../../etc/passwd",
+        "missing in the file, and left out: OEBPS/gone.xhtml, ../../etc/passwd",
     )
 
 
