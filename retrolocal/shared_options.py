@@ -41,7 +41,8 @@ def extraction_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--force",
         action="store_true",
-        help="read a PDF whose text looks like garbage, an EPUB or DOCX that inflates very much",
+        help="read a PDF whose text looks like garbage, an archive that inflates very much; allow "
+        "4 times the memory and time",
     )
 
 

@@ -21,7 +21,7 @@ class Options:
     pages: tuple[tuple[int, int], ...] = ()
     """First and last number of the ranges of pages to read, in order and apart; empty for all."""
     force: bool = False
-    """Read what looks like garbage or like a decompression bomb all the same."""
+    """Read what looks like garbage or a decompression bomb, and give parsers more to work with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

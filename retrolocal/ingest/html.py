@@ -33,7 +33,8 @@ def read_html(source: OpenFile, options: Options, limits: Limits | None = None) 
 
     Raises DocumentError for what is not text, too large or hostile.
     """
-    limits = limits or Limits(cpu_seconds=20 + (source.size >> 19))
+    cpu_seconds = 20 + (source.size >> 19)
+    limits = limits or Limits.usual(cpu_seconds=cpu_seconds, is_forced=options.force)
     characters, notes = read_characters(source, options, declared=_declared(source.head))
     is_xhtml = source.suffix == ".xhtml" or bool(_XML.match(source.head))
     with tempfile.TemporaryFile() as file:

@@ -31,7 +31,8 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
 
     Raises DocumentError for protected, damaged, scanned and hostile files.
     """
-    limits = limits or Limits(cpu_seconds=120 + (source.size >> 20))
+    cpu_seconds = 120 + (source.size >> 20)
+    limits = limits or Limits.usual(cpu_seconds=cpu_seconds, is_forced=options.force)
     request = {
         "password": options.password,
         "max_pages": _MAX_PAGES,

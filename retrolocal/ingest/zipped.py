@@ -49,7 +49,7 @@ def _read(
     worker: str,
     library: str | None,
 ) -> Content:
-    limits = limits or Limits()
+    limits = limits or Limits.usual(is_forced=options.force)
     request = {
         "limits": {
             "members": MAX_MEMBERS,

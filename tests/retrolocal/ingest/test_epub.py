@@ -21,7 +21,8 @@ ONE = "<html><head><title/></head><body><h1>First</h1><p>Once.</p></body></html>
 TWO = "<html><body><p>Much later.</p></body></html>"
 NAV = (
     '<?xml version="1.0"?><html xmlns:epub="http://www.idpf.org/2007/ops"><head><title/></head>'
-    '<nav epub:type="landmarks"><a href="one.xhtml">Start</a></nav><nav epub:type="toc"><ol>{}</ol></nav></html>'
+    '<nav epub:type="landmarks"><a href="one.xhtml">Start</a></nav>'
+    '<nav epub:type="toc"><ol>{}</ol></nav></html>'
 )
 WriteEpub = Callable[..., Path]
 
