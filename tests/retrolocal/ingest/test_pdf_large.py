@@ -1,4 +1,4 @@
-"""A PDF of 1,000 full pages: time and memory of taking its text."""
+"""PDFs that are large: 1,000 full pages, and more than 2 GiB of file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from retrolocal.ingest import read_document
 
 PAGES = 1000
 MAX_SECONDS = 3
@@ -60,3 +62,19 @@ def test_a_thousand_pages(
     # Work, not time on the clock: the machine may be busy.
     assert figures["cpu_seconds"] <= MAX_SECONDS, figures
     assert figures["bytes"] <= MAX_BYTES, figures
+
+
+@pytest.mark.slow
+def test_offsets_beyond_two_gib(write_pdf: Callable[..., Path]) -> None:
+    path = write_pdf(["Hello there, this is a page of a large file."] * 3)
+    head, table, tail = path.read_bytes().partition(b"xref\n0")
+    moved = len(head) + (9 << 28)
+    tail = tail.replace(b"startxref\n%d\n" % len(head), b"startxref\n%d\n" % moved)
+    with path.open("wb") as file:
+        file.write(head)
+        file.seek(moved)
+        file.write(table + tail)
+    document = read_document(path)
+    assert [document.text[p.start : p.end] for p in document.pages] == [
+        "Hello there, this is a page of a large file."
+    ] * 3
