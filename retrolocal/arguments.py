@@ -91,6 +91,28 @@ def budget(text: str) -> float | None:
 budget.__name__ = "budget (auto or a fraction)"
 
 
+def page_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """`7,1-4,3-5` as ((1, 5), (7, 7)): in order, apart, the first page is 1."""
+    ranges: list[tuple[int, int]] = []
+    for part in sorted(_page_range(part) for part in text.split(",")):
+        if ranges and part[0] <= ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], max(part[1], ranges[-1][1]))
+        else:
+            ranges.append(part)
+    return tuple(ranges)
+
+
+def _page_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    found = int(first), int(last if dash else first)
+    if not 1 <= found[0] <= found[1]:
+        raise ValueError(text)
+    return found
+
+
+page_ranges.__name__ = "list of pages (such as 1-400 or 1-9,12)"
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """`512,4096` as whole numbers."""
     return tuple(int(word) for word in text.split(","))

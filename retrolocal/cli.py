@@ -21,6 +21,7 @@ from .errors import RetrolocalError, UsageError
 from .shared_options import (
     batch_option,
     device_options,
+    extraction_options,
     model_options,
     prefill_option,
     threads_option,
@@ -179,10 +180,10 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a text, Markdown or PDF document to read; may be repeated; - is stdin",
+        help="a document to read: text, Markdown, reStructuredText, PDF, EPUB, DOCX, HTML or "
+        "source code; may be repeated; - is stdin",
     )
-    group.add_argument("--password", help="password of an encrypted PDF")
-    group.add_argument("--encoding", help="encoding of text files (default: found out)")
+    extraction_options(group)
     group.add_argument("-p", "--prompt", help="ask this one question, print the answer and leave")
     group.add_argument("-sys", "--system-prompt", metavar="TEXT", help="instructions for the model")
     group.add_argument(

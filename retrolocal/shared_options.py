@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace, _ArgumentGroup
 
-from .arguments import budget
+from .arguments import budget, page_ranges
 from .config import WaveConfig, environment
 
 
@@ -21,6 +21,29 @@ def model_options(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hub model")
     group.add_argument("--offline", action="store_true", help="never use the network")
+
+
+def extraction_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--password",
+        default=environment("PDF_PASSWORD"),
+        help="password of an encrypted PDF (default: $RETROLOCAL_PDF_PASSWORD, which other users "
+        "of the machine cannot see)",
+    )
+    group.add_argument("--encoding", help="encoding of text files (default: found out)")
+    group.add_argument(
+        "--pages",
+        type=page_ranges,
+        default=(),
+        metavar="N-M,...",
+        help="read these pages of a PDF (default: all)",
+    )
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="read a PDF whose text looks like garbage, an archive that inflates very much; allow "
+        "4 times the memory and time",
+    )
 
 
 def device_options(group: _ArgumentGroup) -> None:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import AddedToken
 
 from .errors import TokenizerError
@@ -96,6 +98,21 @@ class Tokenizer:
         Without `parse_special`, text that spells a special token is ordinary text.
         """
         return _encode(self._backend if parse_special else self._plain, text, False)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], NDArray[np.uint32]]:
+        """Ids as of `encode_raw` without special tokens, and the characters each stands for.
+
+        The offsets [n, 2] are start and end in `text`; starts never decrease. A character that
+        takes several tokens is in the span of each. Raises TokenizerError for lone surrogates.
+        """
+        try:
+            found = self._plain.encode_batch([text], add_special_tokens=False)[0]
+        except TypeError as error:
+            raise TokenizerError(
+                "the text holds lone surrogates; it is not Unicode text"
+            ) from error
+        offsets = np.array(found.offsets, np.uint32).reshape(-1, 2)
+        return found.ids, offsets
 
     def decode(
         self, ids: Iterable[int], *, skip_special: bool = True, continuing: bool = False

@@ -42,12 +42,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     screen = _Screen(quiet=arguments.quiet)
     questions = _questions(arguments)
     system = _system_text(arguments)
-    documents = [
-        read_document(file, password=arguments.password, encoding=arguments.encoding)
-        for file in arguments.file
-    ]
-    for document in documents:
-        _describe(document, screen)
+    documents = _documents(arguments, screen)
     model = arguments.model
     if model is None:
         model = "builtin"
@@ -285,6 +280,17 @@ def _system_text(arguments: argparse.Namespace) -> str | None:
         raise DocumentError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
-def _describe(document: Document, screen: _Screen) -> None:
-    for note in document.notes:
-        screen.say(f"{document.name}: {note}")
+def _documents(arguments: argparse.Namespace, screen: _Screen) -> list[Document]:
+    documents = []
+    for file in arguments.file:
+        document = read_document(
+            file,
+            password=arguments.password,
+            encoding=arguments.encoding,
+            pages=arguments.pages,
+            force=arguments.force,
+        )
+        for note in document.notes:
+            screen.say(f"{document.name}: {note}")
+        documents.append(document)
+    return documents

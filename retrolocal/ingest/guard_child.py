@@ -1,7 +1,8 @@
 """The child's side of `guard`: limits itself, then runs one worker on one open file.
 
 Run as a script by a bare interpreter (`-I -S`), so it imports nothing of this package. The order
-comes as JSON on standard input; each value that the worker yields goes out as a line of JSON.
+comes as JSON on standard input; each value that the worker yields goes out as a line of JSON. A
+worker may import its siblings: its folder is the package `workers`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import errno
 import json
 import os
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 MEMORY_EXIT = 71
 OUTPUT_EXIT = 72
+DEPTH_EXIT = 73
 
 
 def main() -> int:
     """Carries out the order; returns the exit code."""
     order = json.load(sys.stdin)
     _limit(order["limits"])
-    sys.path.append(order["library"])
+    if order["library"] is not None:
+        sys.path.append(order["library"])
     worker = _load(order["worker"])
     try:
         with os.fdopen(order["descriptor"], "rb") as file:
@@ -31,6 +35,8 @@ def main() -> int:
             sys.stdout.buffer.flush()
     except MemoryError:
         return MEMORY_EXIT
+    except RecursionError:
+        return DEPTH_EXIT
     except OSError as error:
         if error.errno == errno.EFBIG:
             return OUTPUT_EXIT
@@ -56,12 +62,12 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def _load(path: str) -> Any:
-    spec = spec_from_file_location("worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    folder, name = os.path.split(path)
+    package = ModuleType("workers")
+    package.__path__ = [folder]
+    sys.modules["workers"] = package
+    sys.dont_write_bytecode = True
+    return import_module(f"workers.{name.removesuffix('.py')}")
 
 
 if __name__ == "__main__":

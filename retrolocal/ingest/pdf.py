@@ -1,39 +1,29 @@
 """PDF: pages, text and what a user must know about them.
 
-PDFium runs in a guarded child (`pdf_worker`), one document per process; this module judges what
+PDFium runs in a guarded child (`workers.pdf`), one document per process; this module judges what
 comes back: passwords, damage, pictures without text. It never loads PDFium itself.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from ..errors import DocumentError
 from .content import Content, Options
+from .garbage import garbage_reason
 from .guard import GuardError, Limits, run_guarded
+from .pdf_outline import Bookmark, outline_chapters
 from .pdf_text import assemble
-from .source import OpenFile
+from .source import OpenFile, printable
 
-_WORKER = Path(__file__).with_name("pdf_worker.py")
-_MAGIC = b"%PDF-"
-_MAGIC_WITHIN = 1024
+_WORKER = Path(__file__).parent / "workers" / "pdf.py"
 _MAX_PAGES = 100_000
 _FEW_CHARACTERS = 20
+_SHOWN_CHARACTERS = 80
 _TAIL_BYTES = 2048
-_NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
-
-
-def matches(source: OpenFile) -> bool:
-    """Whether the content is PDF: the magic at the start, or behind a little junk."""
-    head = source.head[:_MAGIC_WITHIN]
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_MAGIC):
-        return True
-    # A text may speak of the magic; junk before a real PDF comes with binary bytes or the suffix.
-    return _MAGIC in head and (source.suffix == ".pdf" or bool(_NOT_TEXT.search(head)))
 
 
 def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -> Content:
@@ -41,11 +31,13 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
 
     Raises DocumentError for protected, damaged, scanned and hostile files.
     """
-    limits = limits or Limits(cpu_seconds=120 + (source.size >> 20))
+    cpu_seconds = 120 + (source.size >> 20)
+    limits = limits or Limits.usual(cpu_seconds=cpu_seconds, is_forced=options.force)
     request = {
         "password": options.password,
         "max_pages": _MAX_PAGES,
         "few_characters": _FEW_CHARACTERS,
+        "ranges": options.pages or [(1, _MAX_PAGES)],
     }
     try:
         facts, pages = _parse(run_guarded(_WORKER, "pypdfium2", source.file, request, limits))
@@ -57,20 +49,34 @@ def read_pdf(source: OpenFile, options: Options, limits: Limits | None = None) -
         raise DocumentError(
             f"{source.label} claims {facts.pages:,} pages; at most {_MAX_PAGES:,} can be read"
         )
+    if not pages and facts.pages:
+        raise DocumentError(f"{source.label} has {facts.pages:,} pages; --pages names none of them")
     _require_text(source.label, pages)
+    if not options.force:
+        _require_sense(source.label, pages)
     text, spans = assemble([page.text for page in pages])
-    return Content(text=text, pages=spans, notes=(*_notes(facts, pages), *_tail_notes(source)))
+    spans = tuple(
+        replace(span, number=page.number) for span, page in zip(spans, pages, strict=True)
+    )
+    return Content(
+        text=text,
+        pages=spans,
+        chapters=outline_chapters(text, spans, facts.bookmarks),
+        notes=(*_notes(facts, pages), *_tail_notes(source)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
     pages: int = 0
     restricted: bool = False
+    bookmarks: tuple[Bookmark, ...] = ()
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _RawPage:
+    number: int
     text: str = ""
     is_picture: bool = False
     is_damaged: bool = False
@@ -81,25 +87,33 @@ def _parse(values: Iterator[object]) -> tuple[_Facts, list[_RawPage]]:
     match next(values, None):
         case {"error": str(error)}:
             return _Facts(error=error), []
-        case {"pages": int(pages), "restricted": bool(restricted)}:
-            return _Facts(pages, restricted), [_parse_page(value) for value in values]
-    raise GuardError("reading stopped: the reader's answer makes no sense")
+        case {"pages": int(pages), "restricted": bool(restricted), "bookmarks": [*bookmarks]}:
+            facts = _Facts(pages, restricted, tuple(map(_parse_bookmark, bookmarks)))
+            return facts, [_parse_page(value) for value in values]
+    raise GuardError
+
+
+def _parse_bookmark(value: object) -> Bookmark:
+    match value:
+        case [str(title), int(page)]:
+            return title, page
+    raise GuardError
 
 
 def _parse_page(value: object) -> _RawPage:
     match value:
-        case None:
-            return _RawPage(is_damaged=True)
-        case [str(text), bool(is_picture)]:
-            return _RawPage(text, is_picture)
-    raise GuardError("reading stopped: the reader's answer makes no sense")
+        case [int(number), None, False]:
+            return _RawPage(number, is_damaged=True)
+        case [int(number), str(text), bool(is_picture)]:
+            return _RawPage(number, text, is_picture)
+    raise GuardError
 
 
 def _refusal(error: str, password: str | None) -> str:
     if error != "password":
         return "is a damaged PDF (truncated or overwritten); get it again or repair it"
     if password is None:
-        return "is protected by a password; give it with --password"
+        return "is protected by a password; give it with --password (or RETROLOCAL_PDF_PASSWORD)"
     return "is protected by a password, and the one given is wrong"
 
 
@@ -114,10 +128,23 @@ def _require_text(label: str, pages: Sequence[_RawPage]) -> None:
         )
 
 
+def _require_sense(label: str, pages: Sequence[_RawPage]) -> None:
+    """Refuses a text layer that is garbage, as fonts without a map to Unicode give it."""
+    start = next((page.text for page in pages if page.text.strip()), "")
+    reason = garbage_reason([page.text for page in pages])
+    if reason is not None:
+        shown = printable(" ".join(start.split())[:_SHOWN_CHARACTERS])
+        raise DocumentError(
+            f"{label}: its text layer looks like garbage ({reason}), it begins with “{shown}”; "
+            "run OCR (for example ocrmypdf --force-ocr in.pdf out.pdf), or read it all the same "
+            "with --force"
+        )
+
+
 def _notes(facts: _Facts, pages: Sequence[_RawPage]) -> Iterator[str]:
-    if pictures := [n for n, page in enumerate(pages, start=1) if page.is_picture]:
+    if pictures := [page.number for page in pages if page.is_picture]:
         yield f"{_listed(pictures)} pictures without text; run OCR to have them read"
-    if damaged := [n for n, page in enumerate(pages, start=1) if page.is_damaged]:
+    if damaged := [page.number for page in pages if page.is_damaged]:
         yield f"{_listed(damaged)} damaged and left out"
     if facts.restricted:
         yield "the author has restricted copying from this PDF"

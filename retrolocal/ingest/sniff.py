@@ -1,16 +1,20 @@
-"""Names what cannot be read, from its first bytes.
+"""Names the format of a file, from its bytes alone.
 
-Only for messages and for keeping such files away from the text reader; a format that is read has
-its own test in its own module.
+Some of the names are those of formats that are read, the others keep what cannot be read away from
+the text reader and say in messages what it is.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 
 from .source import OpenFile
 
+_PDF_MAGIC = b"%PDF-"
+_PDF_MAGIC_WITHIN = 1024
+_NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG image"),
     (b"\xff\xd8\xff", "JPEG image"),
@@ -21,7 +25,6 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"AT&TFORM", "DjVu document"),
     (b"%!PS", "PostScript"),
     (b"{\\rtf", "RTF document"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Office document"),
     (b"\x1f\x8b", "gzip archive"),
     (b"BZh", "bzip2 archive"),
     (b"\xfd7zXZ\x00", "xz archive"),
@@ -37,21 +40,30 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"fLaC", "FLAC audio"),
 )
 _HTML = re.compile(
-    rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html[\s>])", re.I | re.S
+    rb"\s*+(?:<\?xml[^>]*>\s*+)?(?:<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html[\s>])",
+    re.I | re.S,
 )
-_DIRECTORY_BYTES = 1 << 16
+_TAG = re.compile(rb"<(?:!doctype|[a-z][a-z0-9]*)[\s>/]", re.I)
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_UTF16 = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_DIRECTORY_BYTES = 1 << 20
 _ZIP_MEMBERS = (
-    (b"word/document.xml", "DOCX document"),
+    (b"META-INF/container.xml", "EPUB"),
+    (b"word/document.xml", "DOCX"),
     (b"xl/workbook.xml", "XLSX spreadsheet"),
     (b"ppt/presentation.xml", "PPTX slides"),
 )
 
 
-def known_foreign(source: OpenFile) -> str | None:
-    """The name of a known format that cannot be read, None for text and for the unknown."""
+def recognise(source: OpenFile) -> str | None:
+    """The name of the format that the content shows; None for text and for the unknown."""
     head = source.head
+    if _is_pdf(source):
+        return "PDF"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_kind(source)
+    if head.startswith(_OLE):
+        return _ole_kind(source)
     if head[:4] == b"RIFF" and len(head) > 11:
         kinds = {b"WEBP": "WebP image", b"WAVE": "WAV audio", b"AVI ": "AVI video"}
         return kinds.get(head[8:12], "RIFF container")
@@ -61,9 +73,30 @@ def known_foreign(source: OpenFile) -> str | None:
         return "MOBI e-book"
     if head[257:262] == b"ustar":
         return "TAR archive"
-    if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
-        return "HTML page"
+    if _HTML.match(_as_utf8(head)):
+        return "HTML"
     return next((name for magic, name in _SIGNATURES if head.startswith(magic)), None)
+
+
+def has_tag(source: OpenFile) -> bool:
+    """Whether there is something like a tag of HTML near the start."""
+    return bool(_TAG.search(_as_utf8(source.head)))
+
+
+def _is_pdf(source: OpenFile) -> bool:
+    """The magic at the start, or behind a little junk."""
+    head = source.head[:_PDF_MAGIC_WITHIN]
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF_MAGIC):
+        return True
+    # A text may speak of the magic; junk before a real PDF comes with binary bytes or the suffix.
+    return _PDF_MAGIC in head and (source.suffix == ".pdf" or bool(_NOT_TEXT.search(head)))
+
+
+def _as_utf8(head: bytes) -> bytes:
+    for bom, encoding in _UTF16:
+        if head.startswith(bom):
+            return head[len(bom) :].decode(encoding, "ignore").encode("utf-8", "ignore")
+    return head.removeprefix(codecs.BOM_UTF8)
 
 
 def _zip_kind(source: OpenFile) -> str:
@@ -71,6 +104,19 @@ def _zip_kind(source: OpenFile) -> str:
         return "EPUB"
     if source.head[30:].startswith(b"mimetypeapplication/vnd.oasis.opendocument"):
         return "OpenDocument file"
+    # A file that was cut off has no directory, but its members' names stand before them too.
+    names = _end(source) + source.head
+    other = "ZIP archive" if b"PK\x05\x06" in names else "ZIP archive that was cut off"
+    return next((name for member, name in _ZIP_MEMBERS if member in names), other)
+
+
+def _ole_kind(source: OpenFile) -> str:
+    locked = "EncryptedPackage".encode("utf-16-le")
+    if locked in _end(source) or locked in source.head:
+        return "Office document with a password; save it without one"
+    return "old Office document; save it as DOCX"
+
+
+def _end(source: OpenFile) -> bytes:
     source.file.seek(max(0, source.size - _DIRECTORY_BYTES), os.SEEK_SET)
-    directory = source.file.read(_DIRECTORY_BYTES)
-    return next((name for member, name in _ZIP_MEMBERS if member in directory), "ZIP archive")
+    return source.file.read(_DIRECTORY_BYTES)

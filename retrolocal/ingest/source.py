@@ -49,6 +49,8 @@ class OpenFile:
     """Bytes."""
     head: bytes
     """The first `HEAD_BYTES` bytes."""
+    modified: int
+    """When it was last written to, in nanoseconds."""
 
     def digest(self) -> str:
         """BLAKE2b-256 of all bytes, hexadecimal."""
@@ -57,6 +59,12 @@ class OpenFile:
         while block := self.file.read(_BLOCK_BYTES):
             hashed.update(block)
         return hashed.hexdigest()
+
+    def require_unchanged(self) -> None:
+        """Raises DocumentError when the file was written to since it was opened."""
+        now = os.fstat(self.file.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.modified):
+            raise DocumentError(f"{self.label} changed while it was read; read it again")
 
 
 @contextmanager
@@ -86,7 +94,10 @@ def _describe(file: BinaryIO, *, label: str, name: str, suffix: str) -> OpenFile
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(HEAD_BYTES)
-    return OpenFile(label=label, name=name, suffix=suffix, file=file, size=size, head=head)
+    modified = os.fstat(file.fileno()).st_mtime_ns
+    return OpenFile(
+        label=label, name=name, suffix=suffix, file=file, size=size, head=head, modified=modified
+    )
 
 
 def _open_regular(path: str | Path, label: str) -> BinaryIO:

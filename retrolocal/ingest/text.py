@@ -1,13 +1,13 @@
-"""Plain text and Markdown: bytes to characters, and the normal form all formats share.
+"""Plain text: bytes to characters, and the normal form all formats share.
 
 Certain evidence comes before guesses: BOM, strict UTF-8, UTF-16 by its zero bytes, damaged UTF-8,
-then a statistical guess, then Windows-1252. Whatever is not plain UTF-8 is told in a note. Markdown
-is kept as it is.
+then a statistical guess, then Windows-1252. Whatever is not plain UTF-8 is told in a note.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 import unicodedata
 
@@ -15,7 +15,6 @@ from ..errors import DocumentError
 from .content import Content, Options
 from .source import OpenFile
 
-_MAX_BYTES = 1 << 30
 _SAMPLE_BYTES = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,30 +49,53 @@ _LINE_ENDS = re.compile("\r\n|[\r\f\x85]")
 
 def read_text(source: OpenFile, options: Options) -> Content:
     """The text of a plain text file; raises DocumentError for binary content."""
-    if source.size > _MAX_BYTES:
-        raise DocumentError(
-            f"{source.label} is {source.size / 1e9:.1f} GB; "
-            f"at most {_MAX_BYTES / 1e9:.1f} GB of plain text can be read"
-        )
-    source.file.seek(0)
-    data = source.file.read(_MAX_BYTES + 1)
+    characters, notes = read_characters(source, options)
+    return Content(text=normalise(characters), notes=notes)
+
+
+def read_characters(
+    source: OpenFile, options: Options, *, declared: str | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """The characters of a whole file, not yet normalised, and notes about how they were found.
+
+    `declared` is the encoding that the content itself names: it is believed where the bytes are
+    not UTF-8 and fit. Raises DocumentError for binary content.
+    """
     if options.encoding is not None and not _is_text_encoding(options.encoding):
         raise DocumentError(
             f"{source.label}: {options.encoding!r} is not a text encoding; "
             "give one such as utf-8 or cp1252"
         )
+    source.file.seek(0)
+    data = source.file.read()
     try:
-        decoded, notes = decode(data, options.encoding)
+        if options.encoding is None and declared is not None and not _is_unicode(data):
+            with contextlib.suppress(UnicodeError, LookupError):
+                return _decode_as(data, declared)
+        return decode(data, options.encoding)
     except UnicodeError as error:
         raise DocumentError(
             f"{source.label} is not a format that can be read (found: unknown binary)"
         ) from error
-    return Content(text=normalise(decoded), notes=notes)
 
 
 def normalise(text: str) -> str:
     """`\\n` as the only line end, no control characters, surrogates or BOM, NFC."""
     return unicodedata.normalize("NFC", _UNWANTED.sub("", _LINE_ENDS.sub("\n", text)))
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether the first bytes of a file can be those of a text."""
+    if any(head.startswith(bom) for bom, _ in _BOMS):
+        return True
+    try:
+        if b"\x00" in head:
+            _decode_with_zeros(head)
+        else:
+            _require_few_controls(head)
+    except UnicodeError:
+        return False
+    return True
 
 
 def decode(data: bytes, encoding: str | None = None) -> tuple[str, tuple[str, ...]]:
@@ -93,6 +115,16 @@ def decode(data: bytes, encoding: str | None = None) -> tuple[str, tuple[str, ..
         return data.decode("utf-8"), ()
     except UnicodeDecodeError as error:
         return _decode_damaged(data, error.start) or _decode_guessed(data)
+
+
+def _is_unicode(data: bytes) -> bool:
+    if any(data.startswith(bom) for bom, _ in _BOMS):
+        return True
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return not data.isascii()
 
 
 def _is_text_encoding(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrolocal.arguments import names, normalise, numbers
+from retrolocal.arguments import names, normalise, numbers, page_ranges
 from retrolocal.cli import chat_parser, session_config
 from retrolocal.errors import UsageError
 
@@ -109,3 +109,17 @@ def test_lists() -> None:
     for wrong in ("", "1,", "1,x"):
         with pytest.raises(ValueError, match="invalid literal"):
             numbers(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [("3", ((3, 3),)), ("7,1-4,3-5", ((1, 5), (7, 7))), ("1-2,3", ((1, 3),)), ("2-2", ((2, 2),))],
+)
+def test_page_ranges(text: str, ranges: tuple[tuple[int, int], ...]) -> None:
+    assert page_ranges(text) == ranges
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-2", "1-", "-3", "a", "1,,2", "1-2-3"])
+def test_page_ranges_that_make_no_sense(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        page_ranges(text)

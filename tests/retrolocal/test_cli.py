@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from retrolocal.cli import main
+from retrolocal.cli import chat_parser, main
 
 
 def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -99,6 +99,23 @@ def test_document_on_stdin(tiny_model: Path, book: Path) -> None:
     piped = run(*words, "-f", "-", stdin=book.read_text())
     assert piped.returncode == 0
     assert piped.stdout == run(*words, "-f", str(book)).stdout
+
+
+def test_a_page_is_read_as_its_text(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_text("<!doctype html><html><script>x</script><p>Hello <b>you</b>")
+    (tmp_path / "plain.txt").write_text("Hello you")
+    words = ("chat", "-m", str(tiny_model), "-p", "who?", "-n", "9", "--temp", "0")
+    page = run(*words, "-f", str(tmp_path / "page.txt"))
+    assert page.stdout == run(*words, "-f", str(tmp_path / "plain.txt")).stdout
+    assert "page.txt: the name ends in .txt but the content is HTML; read as HTML" in page.stderr
+
+
+def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chat_parser().parse_args([]).password is None
+    monkeypatch.setenv("RETROLOCAL_PDF_PASSWORD", "sesame")
+    assert chat_parser().parse_args([]).password == "sesame"
+    assert "sesame" not in chat_parser().format_help()
+    assert chat_parser().parse_args(["--password", "other"]).password == "other"
 
 
 @pytest.mark.parametrize(

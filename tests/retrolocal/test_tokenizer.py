@@ -163,6 +163,37 @@ def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
 
 
 @settings(max_examples=500, deadline=None)
+def require_offsets(tokenizer: Tokenizer, text: str) -> None:
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode_raw(text, parse_special=False)
+    assert offsets.shape == (len(ids), 2)
+    starts, ends = (column.tolist() for column in offsets.T)
+    assert starts == sorted(starts)
+    assert all(0 <= start <= end <= len(text) for start, end in zip(starts, ends, strict=True))
+    covered = {i for start, end in zip(starts, ends, strict=True) for i in range(start, end)}
+    assert all(i in covered for i, character in enumerate(text) if not character.isspace())
+
+
+@pytest.mark.parametrize("tokenizer", SMALL)
+@given(text=st.text(max_size=30))
+def test_offsets_cover_any_text(tokenizer: Tokenizer, text: str) -> None:
+    require_offsets(tokenizer, unicodedata.normalize("NFC", text))
+
+
+def test_real_offsets_cover_the_text(real: Tokenizer) -> None:
+    for text in (*TEXTS, "<|im_end|>a<|eot_id|> b<|endoftext|>"):
+        require_offsets(real, unicodedata.normalize("NFC", text))
+
+
+def test_offsets_are_characters_of_the_text() -> None:
+    text = "he 🎉he"
+    ids, offsets = BYTE_LEVEL.encode_with_offsets(text)
+    assert [text[start:end] for start, end in offsets.tolist()] == ["he", " ", *"🎉🎉🎉🎉", "he"]
+    assert len(ids) == len(offsets)
+    with pytest.raises(TokenizerError, match="lone surrogates"):
+        BYTE_LEVEL.encode_with_offsets("\ud800")
+
+
 @given(ids=st.lists(st.integers(0, 270), max_size=20), skip=st.booleans())
 def test_byte_level_equals_the_library(ids: list[int], skip: bool) -> None:
     expected = BYTE_LEVEL._backend.decode(ids, skip_special_tokens=skip)

@@ -41,6 +41,7 @@ def _make_pdf(
     permissions: int = -4,
     count: int | None = None,
     loop: bool = False,
+    bookmarks: Sequence[tuple[str, int]] = (),
 ) -> bytes:
     objects: list[bytes] = [b""] * 4
     objects[2] = _font()
@@ -58,7 +59,11 @@ def _make_pdf(
     if loop:
         kids = [b"2 0 R"]
     total = len(pages) if count is None else count
-    objects[0] = b"<</Type/Catalog/Pages 2 0 R>>"
+    outline = b""
+    if bookmarks:
+        outline = b"/Outlines %d 0 R" % (len(objects) + 1)
+        objects += _outline(bookmarks, kids, len(objects) + 1)
+    objects[0] = b"<</Type/Catalog/Pages 2 0 R%s>>" % outline
     objects[1] = b"<</Type/Pages/Count %d/Kids[%s]>>" % (total, b" ".join(kids))
     trailer = b""
     if user is not None:
@@ -67,6 +72,20 @@ def _make_pdf(
         objects.append(entry)
         trailer = b"/Encrypt %d 0 R/ID[<%s><%s>]" % ((len(objects),) + (_ID.hex().encode(),) * 2)
     return _file(objects, trailer)
+
+
+def _outline(bookmarks: Sequence[tuple[str, int]], kids: list[bytes], root: int) -> list[bytes]:
+    """An outline of one level; `root` is the number of its first object."""
+    last = root + len(bookmarks)
+    entries = [b"<</Type/Outlines/First %d 0 R/Last %d 0 R>>" % (root + 1, last)]
+    for number, (title, page) in enumerate(bookmarks, start=root + 1):
+        text = b"\xfe\xff" + title.encode("utf-16-be")
+        following = b"/Next %d 0 R" % (number + 1) if number < last else b""
+        entries.append(
+            b"<</Title<%s>/Parent %d 0 R/Dest[%s/Fit]%s>>"
+            % (text.hex().encode(), root, kids[page], following)
+        )
+    return entries
 
 
 def _file(objects: Sequence[bytes], trailer: bytes) -> bytes:

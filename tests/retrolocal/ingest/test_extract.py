@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from retrolocal.errors import DocumentError
-from retrolocal.ingest import read_document
+from retrolocal.ingest import Options, open_document, read_document
+from retrolocal.ingest.formats import FORMATS
 
 WritePdf = Callable[..., Path]
 LINE = "It was a bright cold day in April."
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def refusal(path: Path) -> str:
@@ -58,6 +62,15 @@ def test_text_about_pdf_is_text(tmp_path: Path) -> None:
     assert read_document(path).pages == ()
 
 
+@pytest.mark.parametrize("comment", ["<!---->", "<!-- x -->\n"])
+def test_comments_before_something_else_are_passed_once(tmp_path: Path, comment: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(comment * 300 + "text")
+    assert read_document(path).text.endswith("text")
+    path.write_text(comment * 300 + "<html>text")
+    assert read_document(path).text == "text"
+
+
 def test_unknown_suffix_gives_no_note(tmp_path: Path) -> None:
     path = tmp_path / "notes.log"
     path.write_text("just text")
@@ -79,6 +92,35 @@ def test_stdin(
     document = read_document("-")
     assert (document.name, document.text, document.notes) == ("stdin", LINE, ())
     assert len(document.pages) == (content is None)
+
+
+def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with open_document(path) as unread:
+        path.write_text("new text")
+        with pytest.raises(DocumentError, match="changed while"):
+            unread.read()
+
+
+def test_what_made_a_text_is_known_before_it_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# A")
+    with open_document(path, name="b/a.md") as unread:
+        assert (unread.name, unread.size, unread.format.title) == ("b/a.md", 3, "Markdown")
+        document = unread.read()
+    assert (document.digest, document.extractor) == (unread.digest, unread.extractor)
+    assert document.name == "b/a.md"
+    with open_document(path, Options(encoding="CP1252", password="x", force=True)) as other:
+        assert other.extractor == f"{unread.extractor} encoding=cp1252"
+    assert re.fullmatch(r"markdown/1 charset-normalizer/[\d.]+", unread.extractor)
+
+
+def test_versions_of_formats() -> None:
+    assert len({found.key for found in FORMATS}) == len(FORMATS)
+    for found in FORMATS:
+        for library in found.libraries:
+            assert version(library)
 
 
 def test_digest_is_of_the_bytes(tmp_path: Path) -> None:
@@ -116,10 +158,13 @@ def zipped(*members: str) -> bytes:
     [
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG image"),
         (zipped("a.txt"), "ZIP archive"),
-        (zipped("mimetype", "META-INF/container.xml"), "EPUB"),
-        (zipped("[Content_Types].xml", "word/document.xml"), "DOCX document"),
-        (b"<!DOCTYPE html><html><p>x</html>", "HTML page"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- c -->\n<HTML>", "HTML page"),
+        (zipped("[Content_Types].xml", "xl/workbook.xml"), "XLSX spreadsheet"),
+        (zipped("mimetype").replace(b"epub+zip", b"vnd.oasi"), "ZIP archive"),
+        (OLE + bytes(600), "old Office document; save it as DOCX"),
+        (
+            OLE + bytes(600) + "EncryptedPackage".encode("utf-16-le"),
+            "Office document with a password; save it without one",
+        ),
         (b"\x7fELF\x02\x01\x01" + bytes(60), "ELF program"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "WAV audio"),
         (b"\0\0\0\x18ftypmp42" + bytes(40), "MP4 video or HEIC image"),
@@ -134,6 +179,22 @@ def test_foreign_content_is_named(tmp_path: Path, data: bytes, found: str, suffi
     assert refusal(path) == f"is not a format that can be read (found: {found})"
 
 
+@pytest.mark.parametrize(
+    ("head", "size", "message"),
+    [
+        (b"plain", 2 << 30, "has 2.1 GB; at most 0.5 GB of plain text can be read; split it"),
+        (b"<html><p>", 2 << 30, "has 2.1 GB; at most 0.3 GB of HTML can be read; split it"),
+        (b"%PDF-1.7\n", 9 << 30, "has 9.7 GB; at most 8.6 GB of PDF can be read; split it"),
+    ],
+)
+def test_too_large(tmp_path: Path, head: bytes, size: int, message: str) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    assert refusal(path) == message
+
+
 def test_unknown_encoding(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"text")
@@ -142,11 +203,13 @@ def test_unknown_encoding(tmp_path: Path) -> None:
             read_document(path, encoding=name)
 
 
-def test_reading_loads_no_torch_and_no_pdfium(write_pdf: WritePdf) -> None:
+def test_reading_loads_no_torch_and_no_parser(write_pdf: WritePdf, tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    page.write_text("<html><p>x")
     code = (
         "import sys; from retrolocal.ingest import read_document;"
-        f"read_document({str(write_pdf([LINE]))!r});"
-        "print([m for m in ('torch', 'numpy', 'pypdfium2_raw') if m in sys.modules])"
+        f"read_document({str(write_pdf([LINE]))!r}); read_document({str(page)!r});"
+        "print([m for m in ('torch', 'numpy', 'pypdfium2_raw', 'selectolax') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -4,11 +4,12 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrolocal.errors import DocumentError
-from retrolocal.ingest import Document, read_document
+from retrolocal.ingest import Document, open_document, read_document
 from retrolocal.ingest.content import Options
 from retrolocal.ingest.guard import Limits
 from retrolocal.ingest.pdf import read_pdf
@@ -18,7 +19,7 @@ WritePdf = Callable[..., Path]
 TEXT = "Grüße (aus) Köln – “quoted”.\nA second line of the page."
 
 
-def refusal(path: Path, **options: str) -> str:
+def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(DocumentError) as caught:
         read_document(path, **options)
     message = str(caught.value)
@@ -51,9 +52,49 @@ def test_raised_characters_stay_on_their_line(write_pdf: WritePdf, tmp_path: Pat
 
 def test_protected(write_pdf: WritePdf) -> None:
     path = write_pdf([TEXT], user="sesame")
-    assert refusal(path) == f"{path} is protected by a password; give it with --password"
+    assert refusal(path) == (
+        f"{path} is protected by a password; give it with --password (or RETROLOCAL_PDF_PASSWORD)"
+    )
     assert refusal(path, password="x").endswith("by a password, and the one given is wrong")
     assert read_document(path, password="sesame").text == TEXT
+
+
+def test_bookmarks_are_chapters(write_pdf: WritePdf) -> None:
+    pages = ["Preface.\nTo the reader.\nI.  The Start of\nit all\nmore", "still more", "II\nEnd"]
+    marks = [("Größe", 0), ("The start of it all", 0), (" ", 1), ("Part", 2), ("II", 2)]
+    document = read_document(write_pdf(pages, bookmarks=marks))
+    assert [(c.title, document.text[c.start : c.end]) for c in document.chapters] == [
+        ("Größe", "Preface.\nTo the reader."),
+        ("The start of it all", "I. The Start of\nit all\nmore\nstill more"),
+        ("II", "II\nEnd"),
+    ]
+
+
+def test_some_pages(write_pdf: WritePdf) -> None:
+    path = write_pdf(
+        [f"Page number {n}, all of it." if n != 4 else None for n in range(1, 9)],
+        bookmarks=[("One", 0), ("Five", 4), ("Eight", 7)],
+    )
+    with open_document(path, Options(pages=((2, 5), (8, 99)))) as unread:
+        document = unread.read()
+    assert [p.number for p in document.pages] == [2, 3, 4, 5, 8]
+    assert document.text[document.pages[3].start : document.pages[3].end] == page_text(5)
+    assert document.page_at(len(document.text) - 1) == 8
+    assert [c.title for c in document.chapters] == ["Five", "Eight"]
+    assert document.notes == ("page 4 is pictures without text; run OCR to have them read",)
+    assert document.extractor.endswith(" pages=2-5,8-99")
+    assert refusal(path, pages=((9, 12),)).endswith("has 8 pages; --pages names none of them")
+
+
+def page_text(number: int) -> str:
+    return f"Page number {number}, all of it."
+
+
+def test_pages_of_what_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    message = refusal(path, pages=((1, 1),))
+    assert message.endswith("is plain text, which has no pages; leave --pages out")
 
 
 def test_restricted_copying_is_told(write_pdf: WritePdf) -> None:
@@ -78,6 +119,16 @@ def test_partly_scanned(write_pdf: WritePdf) -> None:
 
 def test_no_text_and_no_pictures(write_pdf: WritePdf) -> None:
     assert refusal(write_pdf(["", ""])).endswith("has no text")
+
+
+def test_garbage_needs_force(write_pdf: WritePdf) -> None:
+    shifted = TEXT[:5] + "".join(chr(ord(c) + 3) if c.islower() else c for c in "plain text " * 40)
+    path = write_pdf([shifted])
+    message = refusal(path)
+    assert "its text layer looks like garbage (its letters make no words)" in message
+    assert "it begins with “Grüße" in message
+    assert "--force" in message
+    assert "sodlq" in read_document(path, force=True).text
 
 
 def test_truncated(write_pdf: WritePdf) -> None:
@@ -173,3 +224,10 @@ def test_german_script(material: Path) -> None:
     assert "gilt a2 + b2 = c2, wobei c die Hypotenuse" in document.text
     assert "METRISCHE RÄUME" not in document.text
     assert "Überlagerung" in page(document, 62)
+    assert [chapter.title for chapter in document.chapters[:3]] == [
+        "1 Topologische Grundbegriffe",
+        "1.1 Topologische Räume",
+        "1.2 Metrische Räume",
+    ]
+    for chapter in document.chapters[:3]:
+        assert document.text[chapter.start :].startswith(chapter.title)

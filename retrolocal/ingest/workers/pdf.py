@@ -17,14 +17,17 @@ import pypdfium2.raw as pdfium
 _COPYING = 1 << 4
 _PASSWORD_ERROR = 4
 _SHORT = 4
+_MAX_BOOKMARKS = 10_000
+_MAX_TITLE_BYTES = 1 << 16
 _LINE = re.compile(r"[^\r\n]*\r\n")
 
 
 def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
-    """`request` has "password", "max_pages" and "few_characters".
+    """`request` has "password", "max_pages", "few_characters", and "ranges", [[first, last]] of the
+    pages to read, in order.
 
-    Yields {"error": str} alone, or {"pages": int, "restricted": bool} and then one value per
-    page: None for a damaged page, or [text, has_picture].
+    Yields {"error": str} alone, or {"pages": int, "restricted": bool, "bookmarks": [[title, page]]}
+    and then for each page [number, text, has_picture]; the text is None for a damaged page.
     """
     try:
         document = pypdfium2.PdfDocument(file, password=request["password"])
@@ -33,9 +36,50 @@ def work(file: BinaryIO, request: dict[str, Any]) -> Iterator[object]:
         return
     count = len(document)
     restricted = not pdfium.FPDF_GetDocPermissions(document.raw) & _COPYING
-    yield {"pages": count, "restricted": restricted}
-    for index in range(min(count, request["max_pages"])):
-        yield _page(document, index, request["few_characters"])
+    bookmarks = list(_bookmarks(document.raw))
+    yield {"pages": count, "restricted": restricted, "bookmarks": bookmarks}
+    last_page = min(count, request["max_pages"])
+    for first, last in request["ranges"]:
+        for number in range(first, min(last, last_page) + 1):
+            yield [number, *_page(document, number - 1, request["few_characters"])]
+
+
+def _bookmarks(document: Any) -> Iterator[tuple[str, int]]:
+    """Titles and page numbers of the outline in its order, as far as it is sane."""
+    first = pdfium.FPDFBookmark_GetFirstChild(document, None)
+    waiting = [first] if first else []
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_BOOKMARKS:
+        bookmark = waiting.pop()
+        address = ctypes.cast(bookmark, ctypes.c_void_p).value or 0
+        if address in seen:
+            continue
+        seen.add(address)
+        target = _target(document, bookmark)
+        if target >= 0:
+            yield _title(bookmark), target + 1
+        # The children come before the next sibling.
+        following = (
+            pdfium.FPDFBookmark_GetNextSibling(document, bookmark),
+            pdfium.FPDFBookmark_GetFirstChild(document, bookmark),
+        )
+        waiting += [found for found in following if found]
+
+
+def _target(document: Any, bookmark: Any) -> int:
+    """The index of the page that a bookmark leads to; -1 for none."""
+    place = pdfium.FPDFBookmark_GetDest(document, bookmark)
+    if not place:
+        action = pdfium.FPDFBookmark_GetAction(bookmark)
+        place = pdfium.FPDFAction_GetDest(document, action) if action else None
+    return int(pdfium.FPDFDest_GetDestPageIndex(document, place)) if place else -1
+
+
+def _title(bookmark: Any) -> str:
+    size = min(pdfium.FPDFBookmark_GetTitle(bookmark, None, 0), _MAX_TITLE_BYTES)
+    buffer = ctypes.create_string_buffer(size)
+    pdfium.FPDFBookmark_GetTitle(bookmark, buffer, size)
+    return buffer.raw.decode("utf-16-le", "ignore").rstrip("\0")
 
 
 def _is_password(error: Exception) -> bool:
@@ -43,11 +87,11 @@ def _is_password(error: Exception) -> bool:
     return code == _PASSWORD_ERROR or (code is None and "password" in str(error).lower())
 
 
-def _page(document: Any, index: int, few_characters: int) -> object:
+def _page(document: Any, index: int, few_characters: int) -> tuple[str | None, bool]:
     try:
         page = document[index]
     except pypdfium2.PdfiumError:
-        return None
+        return None, False
     try:
         textpage = page.get_textpage()
         try:
@@ -55,9 +99,9 @@ def _page(document: Any, index: int, few_characters: int) -> object:
         finally:
             textpage.close()
         few = len(text.strip()) < few_characters
-        return [text, few and _has_picture(page)]
+        return text, few and _has_picture(page)
     except pypdfium2.PdfiumError:
-        return None
+        return None, False
     finally:
         page.close()
 
