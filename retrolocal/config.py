@@ -200,6 +200,6 @@ def limit_spinning() -> None:
 def environment(name: str) -> str | None:
     """The value of `RETROLOCAL_<name>`, None when unset or empty.
 
-    Known: MODEL (default of -m).
+    Known: MODEL (default of -m), LIBRARY (folder of the library).
     """
     return os.environ.get(f"RETROLOCAL_{name}") or None

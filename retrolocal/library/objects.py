@@ -1,0 +1,61 @@
+"""Objects: texts, outlines and page maps, each a file of plain bytes named by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+
+import xxhash
+
+from ..errors import DamagedError
+from .filesystem import FileSystem
+from .manifest import Blob
+from .place import OBJECTS
+from .publish import publish_bytes
+from .reading import AGAIN, open_shared
+
+
+def object_path(name: str) -> str:
+    return f"{OBJECTS}/{name}"
+
+
+def object_name(data: bytes) -> str:
+    """BLAKE2b-256 in hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def put_object(fs: FileSystem, data: bytes) -> Blob:
+    """Stores `data` unless the library holds it already; raises OSError."""
+    blob = Blob(object_name(data), len(data), xxhash.xxh3_128_hexdigest(data))
+    try:
+        known = get_object(fs, blob) == data
+    except DamagedError:
+        known = False
+    if not known:
+        publish_bytes(fs, object_path(blob.name), data)
+    return blob
+
+
+def get_object(fs: FileSystem, blob: Blob) -> bytes:
+    """The checked bytes; raises DamagedError."""
+    return bytes(map_object(fs, blob))
+
+
+def map_object(fs: FileSystem, blob: Blob) -> memoryview:
+    """The checked bytes, mapped for reading; the file is kept from `gc` while the view lives.
+
+    Raises DamagedError.
+    """
+    label = str(fs.root / object_path(blob.name))
+    file = open_shared(fs, object_path(blob.name))
+    try:
+        size = os.fstat(file).st_size
+        if size != blob.bytes:
+            raise DamagedError(f"{label} has {size:,} bytes instead of {blob.bytes:,}; {AGAIN}")
+        data = memoryview(b"" if size == 0 else mmap.mmap(file, size, access=mmap.ACCESS_READ))
+    finally:
+        fs.close(file)
+    if xxhash.xxh3_128_hexdigest(data) != blob.checksum:
+        raise DamagedError(f"{label} is damaged (its checksum differs); {AGAIN}")
+    return data
