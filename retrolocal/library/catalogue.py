@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DamagedError, LibraryError
 from . import canonical
 from .filesystem import FileSystem
 from .identity import Identity, root_key
-from .manifest import MAX_MANIFEST_BYTES, REMEDY, Kind, Manifest, State, decode, encode
+from .manifest import MAX_MANIFEST_BYTES, REMEDY, Kind, Manifest, State, TensorFile, decode, encode
 from .place import ENTRIES
 from .publish import publish_bytes
 
@@ -40,6 +41,8 @@ class Problem:
 
     key: str
     error: LibraryError
+    unreadable: bool = False
+    """The disk or its permissions are at fault, not the content, which may be whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,17 @@ class Catalogue:
 
     def is_superseded(self, manifest: Manifest) -> bool:
         """Whether a running manifest only was not removed after its entry became complete."""
-        return manifest.state == "running" and any(
-            other.state == "complete"
-            and other.key == manifest.key
-            and other.documents == manifest.documents
-            and other.identity == manifest.identity
-            and other.segments[: len(manifest.segments)] == manifest.segments
+        return any(
+            other.state == "complete" and manifest.precedes(replace(other, state="running"))
             for other in self.manifests
         )
+
+    def all_readable(self) -> Catalogue:
+        """Itself; raises LibraryError when a manifest that may be whole could not be read."""
+        for problem in self.problems:
+            if problem.unreadable:
+                raise problem.error
+        return self
 
     def named(self, name: str) -> list[Manifest]:
         """Those called `name`, or whose key begins with it (8 digits at least)."""
@@ -70,6 +76,15 @@ class Catalogue:
         if called or not re.fullmatch("[0-9a-f]{8,32}", name):
             return called
         return [manifest for manifest in self.current if manifest.key.startswith(name)]
+
+    def tensor_files(self) -> dict[str, list[TensorFile]]:
+        """Key -> the segments and tails that manifests know under it: one, unless made anew."""
+        known: defaultdict[str, list[TensorFile]] = defaultdict(list)
+        for manifest in self.manifests:
+            for file in manifest.tensor_files:
+                if file not in known[file.key]:
+                    known[file.key].append(file)
+        return dict(known)
 
 
 def entry_key(kind: Kind, name: str, files: Sequence[FileId], identity: Identity) -> str:
@@ -103,13 +118,17 @@ def read_catalogue(fs: FileSystem) -> Catalogue:
             continue
         except OSError as error:
             label = fs.root / manifest_path(known[1], state)
-            reason = DamagedError(f"{label} cannot be opened ({error.strerror or error}); {REMEDY}")
-            problems.append(Problem(known[1], reason))
+            reason = LibraryError(f"{label} cannot be opened ({error.strerror or error})")
+            problems.append(Problem(known[1], reason, unreadable=True))
             continue
         try:
             manifests.append(read_manifest(fs, file, known[1], state))
         except LibraryError as error:
             problems.append(Problem(known[1], error))
+        except OSError as error:
+            label = fs.root / manifest_path(known[1], state)
+            reason = LibraryError(f"{label} cannot be read ({error.strerror or error})")
+            problems.append(Problem(known[1], reason, unreadable=True))
         finally:
             fs.close(file)
     manifests.sort(key=lambda manifest: (manifest.state, manifest.key))
@@ -122,15 +141,12 @@ def open_manifest(fs: FileSystem, key: str, state: State) -> int:
 
 
 def read_manifest(fs: FileSystem, file: int, key: str, state: State) -> Manifest:
-    """The manifest in an open file; raises LibraryError."""
+    """The manifest in an open file; raises LibraryError, OSError."""
     label = str(fs.root / manifest_path(key, state))
     size = os.fstat(file).st_size
     if size > MAX_MANIFEST_BYTES:
         raise DamagedError(f"{label} is damaged ({size:,} bytes are too many); {REMEDY}")
-    try:
-        manifest = decode(os.pread(file, size + 1, 0), label)
-    except OSError as error:
-        raise DamagedError(f"{label} cannot be read ({error.strerror}); {REMEDY}") from error
+    manifest = decode(os.pread(file, size + 1, 0), label)
     files = [FileId(document.digest, document.extractor) for document in manifest.documents]
     key_of = entry_key(manifest.kind, manifest.name, files, manifest.identity)
     if (manifest.key, manifest.state, key_of) != (key, state, key):

@@ -22,6 +22,7 @@ from .place import ENTRIES, OBJECTS
 from .publish import TMP
 from .segment import FOLDERS, SUFFIX, path_of
 
+_SCRATCH = re.compile(r"\d+-[0-9a-f]{16}")
 _STATES: tuple[State, ...] = ("complete", "running")
 
 
@@ -53,7 +54,7 @@ def clean(fs: FileSystem, catalogue: Catalogue) -> Cleaned:
     ours = {
         **dict.fromkeys(FOLDERS.values(), re.compile("[0-9a-f]{64}" + re.escape(SUFFIX))),
         OBJECTS: re.compile("[0-9a-f]{64}"),
-        TMP: re.compile(r"\d+-[0-9a-f]{16}"),
+        TMP: _SCRATCH,
     }
     for folder, pattern in ours.items():
         for name in fs.names(folder):
@@ -61,6 +62,13 @@ def clean(fs: FileSystem, catalogue: Catalogue) -> Cleaned:
             if pattern.fullmatch(name) and path not in needed:
                 cleaning.remove(path)
     return Cleaned(cleaning.files, cleaning.bytes, cleaning.in_use)
+
+
+def drop_scratch(fs: FileSystem) -> None:
+    """Removes what a killed writer left half-written; raises OSError."""
+    for name in fs.names(TMP):
+        if _SCRATCH.fullmatch(name):
+            fs.unlink(f"{TMP}/{name}")
 
 
 def remove_entry(fs: FileSystem, key: str) -> None:

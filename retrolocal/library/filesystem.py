@@ -41,7 +41,8 @@ class FileSystem(Protocol):
 
     def unlink(self, path: str) -> None: ...
 
-    def make_folder(self, folder: str) -> None: ...
+    def make_folder(self, folder: str) -> None:
+        """The library itself, ``, is made with all folders above it, and synced into them."""
 
     def sync_folder(self, folder: str) -> None:
         """Returns when the names in `folder` have reached the disk; `` is the library itself."""
@@ -100,14 +101,16 @@ class DiskFileSystem:
             os.close(folder)
 
     def make_folder(self, folder: str) -> None:
-        (self.root / folder).mkdir(mode=PRIVATE_FOLDER)
+        if folder:
+            (self.root / folder).mkdir(mode=PRIVATE_FOLDER)
+            return
+        absent = [place for place in (self.root, *self.root.parents) if not place.exists()]
+        for place in reversed(absent):
+            place.mkdir(mode=PRIVATE_FOLDER)
+            self._sync_folder_at(place.parent)
 
     def sync_folder(self, folder: str) -> None:
-        opened = self._open_folder(folder)
-        try:
-            self.sync(opened)
-        finally:
-            os.close(opened)
+        self._sync_folder_at(self.root / folder)
 
     def open(self, path: str) -> int:
         file = self._at(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -144,6 +147,13 @@ class DiskFileSystem:
     def _folder(self, path: str) -> tuple[int, str]:
         folder, _, name = path.rpartition("/")
         return self._open_folder(folder), name
+
+    def _sync_folder_at(self, place: Path) -> None:
+        opened = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sync(opened)
+        finally:
+            os.close(opened)
 
     def _open_folder(self, folder: str) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

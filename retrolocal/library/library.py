@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,16 +24,18 @@ from .catalogue import (
     used_at,
 )
 from .chain import Prefix, known_segments, longest_chain, open_prefix
-from .cleaning import Cleaned, clean, remove_entry
+from .cleaning import Cleaned, clean, drop_scratch, remove_entry
 from .documents import DocumentText, store_document, text_of
 from .entry import Entry
 from .filesystem import DiskFileSystem, FileSystem
 from .identity import Difference, Identity, TokenIds, differences, root_key
 from .locks import Lock, lock_opening, lock_writer, try_lock
-from .manifest import Kind, Manifest, TensorFile, checked_name
+from .manifest import Kind, Manifest, checked_name
 from .place import check_place, make_place
+from .reading import reading
+from .room import require_space, saving
 from .verification import Verified, sum_of, verify_entry
-from .writer import Writer, require_space, saving
+from .writer import Writer
 
 
 class Library:
@@ -66,6 +67,19 @@ class Library:
             return Catalogue((), ())
         return read_catalogue(self._fs)
 
+    def find(self, name: str) -> Manifest:
+        """The manifest of the entry called `name`, or with this key (or 8 digits of it and more);
+        of an interrupted ingest where there is no complete one.
+
+        Raises LibraryError when there is none, or more than one.
+        """
+        catalogue = self.catalogue()
+        found = catalogue.named(name)
+        if not found:
+            raise LibraryError(self._absent(catalogue, name))
+        _one_key(name, {manifest.key for manifest in found})
+        return found[0]
+
     def open(self, name: str, wanted: Identity | None = None) -> Entry:
         """The complete entry called `name`, or with this key (or 8 digits of it and more).
 
@@ -82,12 +96,7 @@ class Library:
             if not fitting:
                 assert wanted is not None
                 raise IdentityError(_other_identity(name, called[0].identity, wanted))
-            if len(fitting) > 1:
-                keys = ", ".join(manifest.key[:12] for manifest in fitting)
-                raise LibraryError(
-                    f"the library has {len(fitting)} entries called {name!r}; give the key of one: "
-                    f"{keys}"
-                )
+            _one_key(name, {manifest.key for manifest in fitting})
             return self._open(fitting[0])
 
     def find_file(self, digest: str, extractor: str, wanted: Identity) -> Entry | None:
@@ -138,7 +147,7 @@ class Library:
         """
         root = root_key(identity)
         with self._opening():
-            known = known_segments(self.catalogue(), root)
+            known = known_segments(self.catalogue().all_readable(), root)
             return open_prefix(self._fs, identity, longest_chain(known, root, token_ids))
 
     def write(
@@ -166,10 +175,11 @@ class Library:
         kind: Kind = "document" if corpus is None else "corpus"
         with saving(self._fs, name):
             make_place(self._fs)
-        require_space(self._fs, expected_bytes, name)
+            require_space(self._fs, expected_bytes, name)
         lock = self._locked(lambda: lock_writer(self.path))
         try:
             with saving(self._fs, name):
+                drop_scratch(self._fs)
                 stored = tuple(store_document(self._fs, document) for document in documents)
             manifest = Manifest(
                 key=entry_key(kind, name, files, identity),
@@ -181,7 +191,8 @@ class Library:
                 documents=stored,
                 segments=() if prefix is None else tuple(s.file for s in prefix.segments),
             )
-            writer = Writer(self._fs, lock, manifest, _known_files(self.catalogue()))
+            catalogue = self.catalogue().all_readable()
+            writer = Writer(self._fs, lock, manifest, catalogue)
             writer.begin()
         except BaseException:
             lock.close()
@@ -199,13 +210,7 @@ class Library:
             keys |= {p.key for p in catalogue.problems if len(name) >= 8 and p.key.startswith(name)}
             if not keys:
                 raise LibraryError(self._absent(catalogue, name))
-            if len(keys) > 1:
-                listed = ", ".join(key[:12] for key in sorted(keys))
-                raise LibraryError(
-                    f"the library has {len(keys)} entries called {name!r}; give the key of one: "
-                    f"{listed}"
-                )
-            remove_entry(self._fs, keys.pop())
+            remove_entry(self._fs, _one_key(name, keys))
             return clean(self._fs, self.catalogue())
 
     def collect(self) -> Cleaned:
@@ -241,18 +246,14 @@ class Library:
 
     def _open(self, manifest: Manifest) -> Entry:
         # Read again: a writer may have put another version in its place.
-        try:
+        with reading(manifest.name), contextlib.ExitStack() as stack:
             file = open_manifest(self._fs, manifest.key, "complete")
-        except OSError as error:
-            raise DamagedError(f"{manifest.name}: {error.strerror or error}") from error
-        try_lock(file, shared=True)
-        try:
+            stack.callback(self._fs.close, file)
+            try_lock(file, shared=True)
             manifest = read_manifest(self._fs, file, manifest.key, "complete")
             with contextlib.suppress(OSError):
                 os.utime(file)
-        except BaseException:
-            self._fs.close(file)
-            raise
+            stack.pop_all()
         return Entry(self._fs, manifest, file)
 
     @contextlib.contextmanager
@@ -294,15 +295,15 @@ class Library:
         return f"the library has no entry {name!r}{damaged}; see retrolocal library list"
 
 
+def _one_key(name: str, keys: set[str]) -> str:
+    if len(keys) > 1:
+        listed = ", ".join(key[:12] for key in sorted(keys))
+        raise LibraryError(
+            f"the library has {len(keys)} entries called {name!r}; give the key of one: {listed}"
+        )
+    return next(iter(keys))
+
+
 def _other_identity(name: str, saved: Identity, wanted: Identity) -> str:
     fields = ", ".join(map(str, differences(saved, wanted)))
     return f"{name!r} was read with other settings: {fields}; go back to those, or ingest it again"
-
-
-def _known_files(catalogue: Catalogue) -> dict[str, list[TensorFile]]:
-    known: defaultdict[str, list[TensorFile]] = defaultdict(list)
-    for manifest in catalogue.manifests:
-        for file in manifest.tensor_files:
-            if file not in known[file.key]:
-                known[file.key].append(file)
-    return dict(known)

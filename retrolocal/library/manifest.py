@@ -101,6 +101,15 @@ class Manifest:
         """Tokens of all segments and the tail."""
         return sum(file.tokens for file in self.tensor_files)
 
+    def precedes(self, other: Manifest) -> bool:
+        """Whether both are running manifests of one text and `other` has come as far or further."""
+        return (
+            (self.state, self.key) == ("running", other.key)
+            and other.state == "running"
+            and (self.documents, self.identity) == (other.documents, other.identity)
+            and other.segments[: len(self.segments)] == self.segments
+        )
+
     @property
     def tensor_files(self) -> tuple[TensorFile, ...]:
         return self.segments if self.tail is None else (*self.segments, self.tail)

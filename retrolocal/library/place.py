@@ -8,14 +8,13 @@ writer opening                         lock files
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
 from pathlib import Path
 
 from ..errors import LibraryError
-from .filesystem import PRIVATE_FOLDER, FileSystem
+from .filesystem import FileSystem
 from .identity import FORMAT
 from .locks import OPENING, WRITER
 from .publish import TMP, publish_bytes
@@ -71,8 +70,7 @@ def make_place(fs: FileSystem) -> None:
             f"{fs.root} is not empty and not a retrolocal library; give RETROLOCAL_LIBRARY an "
             "empty or a new folder"
         )
-    fs.root.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-    for folder in FOLDERS:
+    for folder in ("", *FOLDERS):
         try:
             fs.make_folder(folder)
         except FileExistsError:
@@ -94,6 +92,13 @@ def _check_private(root: Path, status: os.stat_result) -> None:
             f"{root} is open to other users (mode {mode:04o}), and documents can be read from it; "
             f"run: chmod -R go= '{root}'"
         )
+    above = root.resolve().parent
+    shared = stat.S_IMODE(os.stat(above).st_mode)
+    if shared & 0o002 and not shared & stat.S_ISVTX:
+        raise LibraryError(
+            f"{above} can be written by all users (mode {shared:04o}), who could put another "
+            f"library in the place of {root}; run: chmod o-w '{above}'"
+        )
 
 
 def _read_format(fs: FileSystem) -> bytes:
@@ -102,7 +107,3 @@ def _read_format(fs: FileSystem) -> bytes:
         return os.read(file, 100)
     finally:
         fs.close(file)
-
-
-def full_disk(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from ..errors import DamagedError, LibraryError
 from .filesystem import FileSystem
 from .locks import try_lock
 
 AGAIN = "ingest the document again to replace it"
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Makes one line of an error of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        raise LibraryError(f"{what} cannot be read ({error.strerror or error})") from error
 
 
 def open_shared(fs: FileSystem, path: str) -> int:

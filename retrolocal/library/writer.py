@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from ..errors import DamagedError, LibraryError, SpaceError
+from ..errors import DamagedError, LibraryError
 from . import canonical
 from .canonical import Json
-from .catalogue import manifest_path, write_manifest
+from .catalogue import Catalogue, manifest_path, write_manifest
 from .filesystem import FileSystem
 from .identity import TokenIds, child_key, tail_key, token_bytes
 from .locks import Lock
 from .manifest import MAX_SEGMENTS, Manifest, TensorFile
 from .objects import put_object
-from .place import full_disk
 from .publish import publish, write_all
+from .room import require_space, saving
 from .segment import open_segment, path_of
 from .tensor_file import (
     PAD,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_MAP_BYTES_PER_TOKEN = 16
-SPARE = 1.05
-"""Free space asked for, over what is expected: file systems keep books too."""
 
 
 class Writer:
@@ -54,12 +52,13 @@ class Writer:
     """
 
     def __init__(
-        self, fs: FileSystem, lock: Lock, manifest: Manifest, known: Mapping[str, list[TensorFile]]
+        self, fs: FileSystem, lock: Lock, manifest: Manifest, catalogue: Catalogue
     ) -> None:
         self._fs = fs
         self._lock = lock
         self._manifest = manifest
-        self._known = known
+        self._catalogue = catalogue
+        self._known = catalogue.tensor_files()
         self._broken = False
 
     @property
@@ -153,7 +152,8 @@ class Writer:
         return segments[-1].key if segments else self._manifest.root
 
     def _commit(self, manifest: Manifest) -> None:
-        write_manifest(self._fs, manifest)
+        if not any(manifest.precedes(other) for other in self._catalogue.manifests):
+            write_manifest(self._fs, manifest)
         self._manifest = manifest
 
     @contextlib.contextmanager
@@ -211,36 +211,3 @@ class Writer:
 
         publish(self._fs, path_of(kind, key), size, fill)
         return TensorFile(key, len(token_ids), size, checksum)
-
-
-@contextlib.contextmanager
-def saving(fs: FileSystem, what: str) -> Iterator[None]:
-    """Makes one line of an error of the operating system."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if full_disk(error):
-            raise SpaceError(
-                f"the disk of {fs.root} is full, {what} was not saved; free space or set "
-                "RETROLOCAL_LIBRARY to another disk, then repeat: what was saved before is kept"
-            ) from error
-        raise LibraryError(
-            f"{what} was not saved in {fs.root} ({reason}); what was saved before is kept, repeat "
-            "to continue"
-        ) from error
-
-
-def require_space(fs: FileSystem, expected_bytes: int, what: str) -> None:
-    """Raises SpaceError unless the disk has room for `what` and a little more."""
-    free = fs.free_bytes()
-    need = int(expected_bytes * SPARE)
-    if need > free:
-        raise SpaceError(
-            f"{what} needs {gib(need)} in {fs.root} and {gib(free)} are free; free space or set "
-            "RETROLOCAL_LIBRARY to another disk"
-        )
-
-
-def gib(count: int) -> str:
-    return f"{count / (1 << 30):,.2f} GiB"
