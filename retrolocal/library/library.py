@@ -65,7 +65,8 @@ class Library:
         """What is in the library; raises LibraryError if it must not be used."""
         if not check_place(self._fs):
             return Catalogue((), ())
-        return read_catalogue(self._fs)
+        with reading(str(self.path)):
+            return read_catalogue(self._fs)
 
     def find(self, name: str) -> Manifest:
         """The manifest of the entry called `name`, or with this key (or 8 digits of it and more);

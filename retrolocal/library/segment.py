@@ -72,6 +72,11 @@ class Segment:
         """Of the tensors, in the order they were given and lie in the file."""
         return tuple(n for n in self._specs if n != TOKEN_IDS and not n.startswith(PAD))
 
+    @property
+    def layout(self) -> tuple[TensorSpec, ...]:
+        """Where everything lies in the data, token ids and pads included."""
+        return self._header.tensors
+
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` in the mapped file: nothing is read before it is touched, or checked.
 

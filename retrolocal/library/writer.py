@@ -173,11 +173,6 @@ class Writer:
         tensors: Mapping[str, Tensor],
         facts: Mapping[str, Json],
     ) -> TensorFile:
-        for known in self._known.get(key, ()):
-            with contextlib.suppress(DamagedError):
-                with open_segment(self._fs, kind, known, self._parent) as stored:
-                    stored.check()
-                return known
         from .tensors import bytes_of, spec_of
 
         header = Header(
@@ -188,6 +183,9 @@ class Writer:
             facts=canonical.plain(facts),
             tensors=placed(len(token_ids), [spec_of(*item) for item in tensors.items()]),
         )
+        stored = self._stored(kind, key, header)
+        if stored is not None:
+            return stored
         start = header_bytes(header)
         size = start + header.data_bytes
         require_space(self._fs, size, what="the next part of the document")
@@ -211,3 +209,20 @@ class Writer:
 
         publish(self._fs, path_of(kind, key), size, fill)
         return TensorFile(key, len(token_ids), size, checksum)
+
+    def _stored(self, kind: FileKind, key: str, wanted: Header) -> TensorFile | None:
+        """The file of this key, if there is an undamaged one."""
+        for known in self._known.get(key, ()):
+            try:
+                with open_segment(self._fs, kind, known, self._parent) as segment:
+                    segment.check()
+                    layout = segment.layout
+            except DamagedError:
+                continue
+            if layout != wanted.tensors:
+                raise ValueError(
+                    f"the {kind} {key} is stored with other tensors: the identity does not hold "
+                    "everything that they depend on"
+                )
+            return known
+        return None

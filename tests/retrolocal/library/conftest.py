@@ -1,4 +1,4 @@
-"""`sample` for the tests of the library: a text with known segments, odd file systems."""
+"""`sample`: a text with known segments, file systems that fail; `crash`: loss of power."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def _load(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def sample() -> ModuleType:
     return _load("sample")
+
+
+@pytest.fixture(scope="session")
+def crash() -> ModuleType:
+    return _load("crash")
 
 
 @pytest.fixture

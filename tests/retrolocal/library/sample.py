@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -151,7 +151,10 @@ class Hasty(DiskFileSystem):
 
 
 class Faulty(Hasty):
-    """Fails at the n-th call, once or from then on; counts its calls."""
+    """Fails at the n-th call, once or from then on; counts its calls.
+
+    With the error 0 only writes are counted, and the n-th takes a part of what it is given.
+    """
 
     def __init__(self, root: Path, fail_at: int, error: int, *, lasting: bool) -> None:
         super().__init__(root)
@@ -159,15 +162,14 @@ class Faulty(Hasty):
         self.failures = 0
         self._fail_at, self._error, self._lasting = fail_at, error, lasting
 
-    def _call(self) -> bool:
-        """Counts; whether this call is to fail."""
+    def _is_failing(self) -> bool:
         self.calls += 1
         failing = self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at)
         self.failures += failing
         return failing
 
     def _fail(self) -> None:
-        if self._call():
+        if self._error and self._is_failing():
             raise OSError(self._error, os.strerror(self._error))
 
     def create(self, path: str) -> int:
@@ -179,12 +181,12 @@ class Faulty(Hasty):
         super().allocate(file, size)
 
     def write(self, file: int, data: memoryview, offset: int) -> int:
-        if self._call():
-            # A full disk takes a part before it takes nothing.
-            done = super().write(file, data[: len(data) // 2], offset) if len(data) > 1 else 0
-            if self._error != 0 and (done == 0 or self._lasting):
-                raise OSError(self._error, os.strerror(self._error))
-            return done
+        if self._is_failing():
+            # A disk that becomes full takes a part before it takes nothing.
+            written = super().write(file, data[: len(data) // 2], offset) if len(data) > 1 else 0
+            if self._error or written == 0:
+                raise OSError(self._error or errno.EIO, "the disk takes nothing more")
+            return written
         return super().write(file, data, offset)
 
     def sync(self, file: int) -> None:
@@ -219,10 +221,3 @@ class Faulty(Hasty):
 
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short": 0}
-
-
-def words(seed: int) -> Iterator[int]:
-    """An endless row of numbers that only the seed decides."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield int(torch.randint(0, 1 << 30, (), generator=generator))
