@@ -2,7 +2,7 @@
 
 It stores what it is given and gives it back unchanged, or says in one line why not; it knows no
 model and no clustering, and no torch before a tensor is asked for. What lies on disk is
-docs/library-format.md. In short:
+format.md. In short:
 
     library = Library()                                   # the user's; Library(folder) elsewhere
     entry = library.find_file(digest, extractor, wanted)  # a document read before, or None

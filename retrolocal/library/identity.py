@@ -19,7 +19,7 @@ from . import canonical
 from .canonical import Json
 
 FORMAT = 1
-"""Version of everything on disk (docs/library-format.md); it is part of every key."""
+"""Version of everything on disk (format.md); it is part of every key."""
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 

@@ -1,7 +1,7 @@
 """The manifest: one JSON file per entry that lists everything the entry is made of.
 
 `encode` and `decode` are inverse; `decode` believes nothing: checksum, version, canonical form,
-names, counts, sums. Knows no folders; docs/library-format.md is the specification.
+names, counts, sums. Knows no folders; format.md is the specification.
 """
 
 from __future__ import annotations
