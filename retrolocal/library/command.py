@@ -116,7 +116,7 @@ def _list_lines(facts: Facts) -> list[str]:
         (
             entry["name"],
             entry["kind"],
-            entry["state"],
+            "complete" if entry["state"] == "complete" else "unfinished",
             f"{entry['tokens']:,}",
             size_text(entry["bytes"]),
             _moment(entry["last_used"]),

@@ -7,6 +7,7 @@ place of `DiskFileSystem`: ones that fail at the n-th call or forget what was no
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -67,8 +68,14 @@ class DiskFileSystem:
         return self._at(path, flags)
 
     def allocate(self, file: int, size: int) -> None:
-        if size and hasattr(os, "posix_fallocate"):
+        if not size or not hasattr(os, "posix_fallocate"):
+            return
+        try:
             os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            # Some file systems cannot; a full one is then noticed while writing.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
 
     def write(self, file: int, data: memoryview, offset: int) -> int:
         return os.pwrite(file, data, offset)

@@ -81,16 +81,21 @@ class Library:
         _one_key(name, {manifest.key for manifest in found})
         return found[0]
 
-    def open(self, name: str, wanted: Identity | None = None) -> Entry:
+    def open(self, name: str, wanted: Identity | None = None, kind: Kind | None = None) -> Entry:
         """The complete entry called `name`, or with this key (or 8 digits of it and more).
 
-        With `wanted`, only one that was made so: among several of the name, the one that fits.
+        With `kind`, only a document or only a corpus. With `wanted`, only one that was made so:
+        among several of the name, the one that fits.
         Raises LibraryError when there is none, or more than one, and IdentityError with the fields
         that differ.
         """
         with self._opening():
             catalogue = self.catalogue()
-            called = [m for m in catalogue.named(name) if m.state == "complete"]
+            called = [
+                manifest
+                for manifest in catalogue.named(name)
+                if manifest.state == "complete" and kind in (None, manifest.kind)
+            ]
             if not called:
                 raise LibraryError(self._absent(catalogue, name))
             fitting = [m for m in called if wanted is None or not differences(m.identity, wanted)]

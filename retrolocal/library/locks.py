@@ -76,7 +76,7 @@ def lock_opening(root: Path, *, shared: bool) -> Lock:
 
 
 def try_lock(file: int, *, shared: bool) -> bool:
-    """Locks an open file without waiting; whether that worked."""
+    """Locks an open file without waiting; whether that worked. Raises LibraryError."""
     try:
         import fcntl
     except ImportError as error:
@@ -87,4 +87,9 @@ def try_lock(file: int, *, shared: bool) -> bool:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise LibraryError(
+            f"the disk of the library has no file locks ({error.strerror}); set RETROLOCAL_LIBRARY "
+            "to a folder on a local disk"
+        ) from error
     return True

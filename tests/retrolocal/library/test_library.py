@@ -329,6 +329,18 @@ def test_a_segment_that_is_there_is_not_written_again(library: Library, sample: 
     assert {p: p.stat().st_ino for p in (library.path / "segments").iterdir()} == files
 
 
+def test_a_corpus_may_be_called_like_a_document(library: Library, sample: ModuleType) -> None:
+    keys = {
+        "document": sample.Book().ingest(library),
+        "corpus": sample.Book(corpus="book.txt").ingest(library),
+    }
+    for kind, key in keys.items():
+        with library.open("book.txt", kind=kind) as entry:
+            assert (entry.key, entry.kind) == (key, kind)
+    with pytest.raises(LibraryError, match="2 entries called"):
+        library.open("book.txt")
+
+
 def test_other_tensors_under_the_same_key_are_refused(library: Library, sample: ModuleType) -> None:
     sample.Book().ingest(library)
     other = sample.Book(name="other.txt", bytes_per_token=8)
