@@ -30,7 +30,7 @@ from .entry import Entry
 from .filesystem import DiskFileSystem, FileSystem
 from .identity import Difference, Identity, TokenIds, differences, root_key
 from .locks import Lock, lock_opening, lock_writer, try_lock
-from .manifest import Kind, Manifest, checked_name
+from .manifest import MAX_DOCUMENTS, Kind, Manifest, checked_name
 from .place import check_place, make_place
 from .reading import reading
 from .room import require_space, saving
@@ -172,8 +172,8 @@ class Library:
         LockedError while another process writes, SpaceError, LibraryError, and ValueError for what
         has no place in a library.
         """
-        if not documents:
-            raise ValueError("an entry has at least one document")
+        if not 0 < len(documents) <= MAX_DOCUMENTS:
+            raise ValueError(f"an entry has 1 to {MAX_DOCUMENTS:,} documents, not {len(documents)}")
         if prefix is not None and prefix.identity != identity:
             raise ValueError("the prefix was made with another identity")
         name = checked_name(documents[0].name if corpus is None else corpus)

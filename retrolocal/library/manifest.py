@@ -128,7 +128,7 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The bytes of the file."""
+    """The bytes of the file; raises ValueError for more than a manifest may have."""
     body = canonical.encode(
         {
             "created": manifest.created,
@@ -145,6 +145,8 @@ def encode(manifest: Manifest) -> bytes:
         }
     )
     sealed = body + f"\nretrolocal-manifest {FORMAT} {len(body)} ".encode()
+    if len(sealed) > MAX_MANIFEST_BYTES - _TRAILER_BYTES:
+        raise ValueError(f"a manifest of {len(sealed):,} bytes is too large; make several entries")
     return sealed + xxhash.xxh3_128_hexdigest(sealed).encode() + b"\n"
 
 
@@ -232,6 +234,11 @@ def checked_name(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise ValueError(f"a name has 1 to {MAX_NAME} printable characters")
     return name
+
+
+def checked_digest(digest: object) -> str:
+    """`digest` if it is BLAKE2b-256 in 64 hexadecimal digits; raises ValueError."""
+    return _hex(digest, 64)
 
 
 def _document(facts: Any) -> StoredDocument:

@@ -119,8 +119,12 @@ def test_the_simulation_finds_a_writer_that_does_not_sync(
 def first_fault(
     recorder: Any, crash: ModuleType, saved: Saved, look: Callable[[Any, int], list[str]]
 ) -> list[str]:
+    seen = set()
     for moment, state in crash.crashes(recorder.steps, samples=20):
         tokens = max((tokens for done, tokens in saved if done <= moment), default=0)
+        if (state, tokens) in seen:
+            continue
+        seen.add((state, tokens))
         found = look(state, tokens)
         if found:
             return found

@@ -14,7 +14,7 @@ import pytest
 from retrolocal.errors import DamagedError, LibraryError
 from retrolocal.library import Library
 from retrolocal.library.manifest import decode
-from retrolocal.library.segment import FOLDERS
+from retrolocal.library.segment import FOLDERS, open_segment
 
 
 @pytest.fixture
@@ -89,11 +89,20 @@ def test_every_length_of_a_manifest(stored: Library) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS.values())
 def test_every_byte_of_a_header(stored: Library, folder: str) -> None:
-    path = entry_files(stored)[folder][0]
-    assert opens(stored)
+    manifest = stored.find("book.txt")
+    kinds = {"segments": ("segment", manifest.segments[0], manifest.root)}
+    kinds["tails"] = ("tail", manifest.tail, manifest.segments[-1].key)
+    kind, file, parent = kinds[folder]
+    path = stored.path / folder / f"{file.key}.safetensors"
+    open_segment(stored.filesystem, kind, file, parent).close()
     for offset in range(header_length(path)):
-        with flipped(path, offset, 1 << offset % 8):
-            assert not opens(stored), offset
+        with (
+            flipped(path, offset, 1 << offset % 8),
+            pytest.raises(DamagedError, match=str(path)),
+        ):
+            open_segment(stored.filesystem, kind, file, parent)
+    with flipped(path, 100, 1):
+        assert not opens(stored)
     assert opens(stored)
 
 

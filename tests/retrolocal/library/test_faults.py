@@ -62,8 +62,8 @@ def test_whichever_call_fails_nothing_is_lost(
 def prepared(root: Path, sample: ModuleType, what: str) -> tuple[Path, Any]:
     """A library as it is before the call that fails, and the book that is read or removed."""
     library = Library(root, filesystem=sample.Hasty(root), now=lambda: 0)
-    sample.Book(name="other.txt", segments=1).ingest(library)
-    book = sample.Book(segments=2)
+    sample.Book(name="other.txt", segments=0).ingest(library)
+    book = sample.Book(segments=1 if what == "new document" else 2)
     if what == "interrupted one":
         book.ingest(library, until=1)
     elif what == "corpus that grows":
@@ -103,7 +103,7 @@ def assert_nothing_lost(
     for manifest in catalogue.manifests:
         assert library.verify(manifest.key, deep=True).problems == ()
     with library.open("other.txt") as entry:
-        sample.Book(name="other.txt", segments=1).assert_is(entry)
+        sample.Book(name="other.txt", segments=0).assert_is(entry)
     if what in ("rm", "gc"):
         return
     with library.longest_prefix(sample.IDENTITY, book.ids) as prefix:

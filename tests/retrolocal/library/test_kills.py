@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("kill_rounds.py")
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, rounds: int) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path), str(rounds), "0"],

@@ -388,9 +388,28 @@ def test_nonsense_is_refused_before_anything_is_made(
     library: Library, sample: ModuleType, given: dict[str, object]
 ) -> None:
     arguments = {"documents": sample.Book().texts, **given}
-    with pytest.raises(ValueError, match=r"at least one|printable"):
+    with pytest.raises(ValueError, match=r"1 to 65,536 documents|printable"):
         library.write(sample.IDENTITY, **arguments)
     assert not library.path.exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"digest": "A" * 64}, {"digest": "a"}, {"name": ""}, {"extractor": "a\n"}], ids=str
+)
+def test_a_document_that_could_not_be_read_again_is_refused(
+    library: Library, sample: ModuleType, changes: dict[str, str]
+) -> None:
+    document = replace(sample.document("a.txt", "text"), **changes)
+    with pytest.raises(ValueError, match=r"hexadecimal digits|printable"):
+        library.write(sample.IDENTITY, [document])
+    assert library.catalogue().manifests == ()
+    sample.Book().ingest(library)
+
+
+def test_an_entry_has_a_size(library: Library, sample: ModuleType) -> None:
+    many = [sample.document("a.txt", "text")] * 65_537
+    with pytest.raises(ValueError, match="an entry has 1 to 65,536 documents, not 65537"):
+        library.write(sample.IDENTITY, many)
 
 
 def test_a_page_map_has_at_most_16_bytes_a_token(library: Library, sample: ModuleType) -> None:
