@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import LockedError
-from .catalogue import Catalogue, manifest_path
+from ..errors import LibraryError, LockedError
+from .catalogue import Catalogue, manifest_path, read_catalogue
 from .filesystem import FileSystem
-from .locks import try_lock
+from .locks import lock_opening, try_lock
 from .manifest import State
 from .objects import object_path
 from .place import ENTRIES, OBJECTS
@@ -62,6 +62,18 @@ def clean(fs: FileSystem, catalogue: Catalogue) -> Cleaned:
             if pattern.fullmatch(name) and path not in needed:
                 cleaning.remove(path)
     return Cleaned(cleaning.files, cleaning.bytes, cleaning.in_use)
+
+
+def clean_if_idle(fs: FileSystem) -> None:
+    """`clean`, for whoever holds the writer's lock, unless somebody opens an entry just now.
+
+    What it cannot remove stays for the next cleaning.
+    """
+    with (
+        contextlib.suppress(LibraryError, OSError),
+        lock_opening(fs.root, shared=False, seconds=0),
+    ):
+        clean(fs, read_catalogue(fs))
 
 
 def drop_scratch(fs: FileSystem) -> None:

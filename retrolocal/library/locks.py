@@ -60,12 +60,15 @@ def lock_writer(root: Path) -> Lock:
     return Lock(file)
 
 
-def lock_opening(root: Path, *, shared: bool) -> Lock:
-    """Waits until nobody cleans (shared) or opens (not shared); raises LockedError."""
+def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) -> Lock:
+    """Waits until nobody cleans (shared) or opens (not shared), but not longer than `seconds`.
+
+    Raises LockedError then, OSError.
+    """
     # Opened for reading, a lock file also serves in a library on a read-only disk.
     flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(root / OPENING, flags, PRIVATE_FILE)
-    until = time.monotonic() + OPENING_SECONDS
+    until = time.monotonic() + seconds
     while not try_lock(file, shared=shared):
         if time.monotonic() > until:
             os.close(file)

@@ -19,6 +19,7 @@ from ..errors import DamagedError, LibraryError
 from . import canonical
 from .canonical import Json
 from .catalogue import Catalogue, manifest_path, write_manifest
+from .cleaning import clean_if_idle
 from .filesystem import FileSystem
 from .identity import TokenIds, child_key, tail_key, token_bytes
 from .locks import Lock
@@ -101,8 +102,9 @@ class Writer:
         """Saves the unclustered rest and the page map, completes the entry and returns its key.
 
         `token_ids` and `tensors` are those of the rest (possibly no tokens); `facts` are kept with
-        the entry. An earlier complete version of the entry is replaced. The library is free for
-        others when it returns. Raises as `append_segment`.
+        the entry. An earlier complete version of the entry is replaced, and what nothing else
+        needed is removed unless it is open. The library is free for others when it returns. Raises
+        as `append_segment`.
         """
         tokens = self.tokens + len(token_ids)
         if len(page_map) > MAX_MAP_BYTES_PER_TOKEN * tokens:
@@ -122,6 +124,8 @@ class Writer:
             with contextlib.suppress(OSError):
                 # Nothing is lost if it stays: the next writer sees that it is superseded.
                 self._fs.unlink(manifest_path(complete.key, "running"))
+        if self._replaces:
+            clean_if_idle(self._fs)
         self.close()
         return complete.key
 
@@ -145,6 +149,14 @@ class Writer:
         """Commits the running entry as it was given; `Library.write` does this."""
         with self._writing(self._manifest.name):
             self._commit(self._manifest)
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether the library had a complete version of the entry."""
+        return any(
+            (other.key, other.state) == (self.key, "complete")
+            for other in self._catalogue.manifests
+        )
 
     @property
     def _parent(self) -> str:

@@ -111,6 +111,23 @@ def test_a_corpus_that_grows_adds_only_what_is_new(library: Library, sample: Mod
         longer.assert_is(new)
 
 
+def test_what_only_the_old_version_needed_goes(library: Library, sample: ModuleType) -> None:
+    book = sample.Book(corpus="shelf")
+    book.ingest(library)
+    with library.open("shelf") as old:
+        book.longer(1).ingest(library)
+        book.assert_is(old)
+        assert len(list((library.path / "tails").iterdir())) == 2
+    del old
+    gc.collect()
+    book.longer(2).ingest(library)
+    [tail] = (library.path / "tails").iterdir()
+    assert tail.stem == library.find("shelf").tail.key
+    before = sample.content(library.path)
+    assert library.collect().files == 0
+    assert sample.content(library.path) == before
+
+
 def test_the_old_corpus_stays_until_the_new_one_is_complete(
     library: Library, sample: ModuleType
 ) -> None:
