@@ -17,7 +17,7 @@ from retrolocal.library.filesystem import DiskFileSystem
 
 BLOCK = 4096
 MOST_PENDING = 14
-"""Of more unsynced steps the oldest count as done: 2**14 subsets are enough of one moment."""
+"""Of more unsynced steps the oldest count as done."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,14 @@ def crashes(
 ) -> Iterator[tuple[int, State]]:
     """(moment, what is left) for a crash before each step from `start` on and after the last.
 
-    Every subset of what is pending, or so many random ones with `samples`.
+    Every subset of what is pending, or so many random ones with `samples`; only then may more be
+    pending than can be tried.
     """
     chosen = random.Random(0)
     disk = Disk()
     pending: list[Step] = []
     for moment in range(len(steps) + 1):
+        assert samples is not None or len(pending) <= MOST_PENDING
         while len(pending) > MOST_PENDING:
             disk.apply(pending.pop(0))
         subsets = range(1 << len(pending))
@@ -166,13 +168,13 @@ def crashes(
 def _after(disk: Disk, pending: list[Step], step: Step) -> list[Step]:
     if not isinstance(step, (Sync, SyncFolder)):
         return [*pending, step]
-    left: list[Step] = []
-    for earlier in pending:
-        if _reaches(step, earlier):
-            disk.apply(earlier)
-        else:
-            left.append(earlier)
-    return left
+    done = [earlier for earlier in pending if _reaches(step, earlier)]
+    for earlier in done:
+        disk.apply(earlier)
+    # With a rename on the disk, whether its old name had been there before is no question any more.
+    moved = {earlier.old for earlier in done if isinstance(earlier, Name)}
+    left = [earlier for earlier in pending if not _reaches(step, earlier)]
+    return [one for one in left if not (isinstance(one, Name) and one.new in moved)]
 
 
 def _reaches(sync: Sync | SyncFolder, step: Step) -> bool:

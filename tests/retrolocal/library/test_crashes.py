@@ -19,11 +19,13 @@ Saved = list[tuple[int, int]]
 """(steps done, tokens saved) whenever the writer said that something is on disk."""
 
 
-def recorded(recorder: Any, book: Any) -> Saved:
+def recorded(recorder: Any, book: Any, until: int | None = None) -> Saved:
     """Reads a book into a library on `recorder`; what was acknowledged when."""
     saved: Saved = []
     library = Library(recorder.root, filesystem=recorder, now=lambda: 1_700_000_000.0)
-    book.ingest(library, saved=lambda tokens: saved.append((len(recorder.steps), tokens)))
+    book.ingest(
+        library, saved=lambda tokens: saved.append((len(recorder.steps), tokens)), until=until
+    )
     return saved
 
 
@@ -67,17 +69,19 @@ def faults(library: Library, books: list[Any], saved_tokens: int, sample: Module
     return wrong
 
 
-@pytest.mark.parametrize("grows", [False, True], ids=["new document", "corpus that grows"])
+@pytest.mark.parametrize("what", ["new document", "interrupted one", "corpus that grows"])
 def test_every_crash_leaves_the_old_or_the_new(
-    tmp_path: Path, sample: ModuleType, crash: ModuleType, grows: bool
+    tmp_path: Path, sample: ModuleType, crash: ModuleType, what: str
 ) -> None:
-    last = sample.Book(segments=2, corpus="shelf" if grows else None, bytes_per_token=120)
+    grows = what == "corpus that grows"
+    last = sample.Book(segments=2, corpus="shelf" if grows else None, bytes_per_token=300)
     books = [replace(last, segments=1), last] if grows else [last]
     recorder = crash.Recorder(tmp_path / "real")
     for book in books[:-1]:
         recorded(recorder, book)
+    saved = recorded(recorder, last, until=1) if what == "interrupted one" else []
     start = len(recorder.steps)
-    saved = recorded(recorder, last)
+    saved += recorded(recorder, last)
     Library(recorder.root).collect()
     complete = sample.content(recorder.root)
     left = tmp_path / "left"
@@ -95,8 +99,8 @@ def test_every_crash_leaves_the_old_or_the_new(
         last.ingest(library)
         library.collect()
         assert sample.content(left) == complete, f"continued after a crash before step {moment}"
-    assert states > 10_000
-    assert len(seen) > 8
+    assert states > 1_000
+    assert len(seen) > 5
 
 
 @pytest.mark.parametrize("missing", ["syncs", "folder_syncs"])
