@@ -9,7 +9,7 @@ from ..errors import DamagedError
 from . import canonical
 from .canonical import Json
 from .filesystem import FileSystem
-from .manifest import StoredDocument, checked_digest, checked_name
+from .manifest import StoredDocument, checked_digest, checked_name, name_like
 from .objects import get_object, put_object
 from .reading import AGAIN
 
@@ -31,7 +31,7 @@ class DocumentText:
 def store_document(fs: FileSystem, document: DocumentText) -> StoredDocument:
     """Puts text and outline of a document into the library; raises ValueError, OSError."""
     return StoredDocument(
-        name=checked_name(document.name),
+        name=name_like(document.name),
         digest=checked_digest(document.digest),
         extractor=checked_name(document.extractor),
         characters=len(document.text),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import DamagedError, IdentityError, LibraryError
+from ..errors import DamagedError, IdentityError, LibraryError, UsageError
 from ..paths import library_dir
 from .catalogue import (
     Catalogue,
@@ -30,7 +30,7 @@ from .entry import Entry
 from .filesystem import DiskFileSystem, FileSystem
 from .identity import Difference, Identity, TokenIds, differences, root_key
 from .locks import Lock, lock_opening, lock_writer, try_lock
-from .manifest import MAX_DOCUMENTS, Kind, Manifest, checked_name
+from .manifest import MAX_DOCUMENTS, Kind, Manifest, checked_name, name_like
 from .place import check_place, make_place
 from .reading import reading
 from .room import require_space, saving
@@ -169,14 +169,14 @@ class Library:
 
         The entry begins with the segments of `prefix`; `expected_bytes` are what is still to be
         written, and are asked for before anything is done. Texts are stored at once. Raises
-        LockedError while another process writes, SpaceError, LibraryError, and ValueError for what
-        has no place in a library.
+        LockedError while another process writes, SpaceError, LibraryError, UsageError for a corpus
+        that cannot be called so, and ValueError for what has no place in a library.
         """
         if not 0 < len(documents) <= MAX_DOCUMENTS:
             raise ValueError(f"an entry has 1 to {MAX_DOCUMENTS:,} documents, not {len(documents)}")
         if prefix is not None and prefix.identity != identity:
             raise ValueError("the prefix was made with another identity")
-        name = checked_name(documents[0].name if corpus is None else corpus)
+        name = name_like(documents[0].name) if corpus is None else _corpus_name(corpus)
         files = [FileId(document.digest, document.extractor) for document in documents]
         kind: Kind = "document" if corpus is None else "corpus"
         with saving(self._fs, name):
@@ -299,6 +299,13 @@ class Library:
         if catalogue.problems:
             damaged = f" ({len(catalogue.problems)} of its entries cannot be read)"
         return f"the library has no entry {name!r}{damaged}; see retrolocal library list"
+
+
+def _corpus_name(name: str) -> str:
+    try:
+        return checked_name(name)
+    except ValueError as error:
+        raise UsageError(f"--corpus is {name!r:.80}; {error}") from error
 
 
 def _one_key(name: str, keys: set[str]) -> str:

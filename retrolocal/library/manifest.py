@@ -28,6 +28,8 @@ MAX_BYTES = 1 << 53
 
 REMEDY = "remove it (retrolocal library rm) and ingest again"
 _TRAILER = re.compile(rb"\nretrolocal-manifest ([1-9]\d{0,8}|0) ([1-9]\d{0,8}) ([0-9a-f]{32})\n")
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Fixed code points: what is printable differs between versions of Unicode."""
 _TRAILER_BYTES = 80
 """No trailer is longer."""
 
@@ -231,9 +233,14 @@ def _manifest(facts: Any) -> Manifest:
 
 def checked_name(name: object) -> str:
     """`name` if an entry or a document can be called so; raises ValueError."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise ValueError(f"a name has 1 to {MAX_NAME} printable characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or _NO_NAME.search(name):
+        raise ValueError(f"a name has 1 to {MAX_NAME} characters and no control characters")
     return name
+
+
+def name_like(name: str) -> str:
+    """The closest thing to `name` that is a name: file systems allow more than a terminal."""
+    return _NO_NAME.sub("\N{REPLACEMENT CHARACTER}", name)[:MAX_NAME] or "unnamed"
 
 
 def checked_digest(digest: object) -> str:

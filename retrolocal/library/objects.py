@@ -13,7 +13,7 @@ from .filesystem import FileSystem
 from .manifest import Blob
 from .place import OBJECTS
 from .publish import publish_bytes
-from .reading import AGAIN, open_shared
+from .reading import AGAIN, map_file, open_shared
 
 
 def object_path(name: str) -> str:
@@ -53,7 +53,7 @@ def map_object(fs: FileSystem, blob: Blob) -> memoryview:
         size = os.fstat(file).st_size
         if size != blob.bytes:
             raise DamagedError(f"{label} has {size:,} bytes instead of {blob.bytes:,}; {AGAIN}")
-        data = memoryview(b"" if size == 0 else mmap.mmap(file, size, access=mmap.ACCESS_READ))
+        data = memoryview(map_file(file, size, label, mmap.ACCESS_READ) if size else b"")
     finally:
         fs.close(file)
     if xxhash.xxh3_128_hexdigest(data) != blob.checksum:

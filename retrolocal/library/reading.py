@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 from collections.abc import Iterator
 
 from ..errors import DamagedError, LibraryError
@@ -20,6 +21,18 @@ def reading(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise LibraryError(f"{what} cannot be read ({error.strerror or error})") from error
+
+
+def map_file(file: int, size: int, label: str, access: int) -> mmap.mmap:
+    """All `size` bytes of an open file; raises DamagedError, LibraryError."""
+    try:
+        return mmap.mmap(file, size, access=access)
+    except ValueError as error:
+        raise DamagedError(f"{label} became shorter just now; {AGAIN}") from error
+    except OSError as error:
+        raise LibraryError(
+            f"{label} cannot be mapped ({error.strerror}); close other programs"
+        ) from error
 
 
 def open_shared(fs: FileSystem, path: str) -> int:

@@ -18,7 +18,7 @@ import xxhash
 from ..errors import DamagedError, LibraryError
 from .filesystem import FileSystem
 from .manifest import TensorFile
-from .reading import AGAIN, open_shared
+from .reading import AGAIN, map_file, open_shared
 from .tensor_file import (
     CHUNK,
     PAD,
@@ -160,7 +160,7 @@ def open_segment(fs: FileSystem, kind: FileKind, wanted: TensorFile, parent: str
     file = open_shared(fs, path_of(kind, wanted.key))
     try:
         header = checked_header(file, kind, wanted, parent, label)
-        mapping = mmap.mmap(file, wanted.bytes, access=mmap.ACCESS_COPY)
+        mapping = map_file(file, wanted.bytes, label, mmap.ACCESS_COPY)
     except OSError as error:
         raise DamagedError(f"{label} cannot be read ({error.strerror}); {AGAIN}") from error
     finally:

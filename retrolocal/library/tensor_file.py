@@ -43,6 +43,7 @@ DTYPE_BYTES = {
 }
 """As safetensors names them."""
 
+_TENSOR_NAME = re.compile("[!-~]{1,255}")
 _LENGTH = struct.Struct("<Q")
 _DIGEST = 32
 """Hexadecimal digits of a chunk's checksum."""
@@ -244,7 +245,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
 
 def _check_spec(tensor: TensorSpec) -> None:
     name, shape = tensor.name, tensor.shape
-    if not isinstance(name, str) or not 0 < len(name) <= 255 or not name.isprintable():
+    if not isinstance(name, str) or not _TENSOR_NAME.fullmatch(name):
         raise ValueError(f"{name!r:.40} cannot name a tensor")
     if name.startswith((PAD, "__")):
         raise ValueError(f"{name!r:.40} is reserved")

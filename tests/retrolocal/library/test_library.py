@@ -15,7 +15,14 @@ import pytest
 import safetensors
 import torch
 
-from retrolocal.errors import DamagedError, IdentityError, LibraryError, LockedError, SpaceError
+from retrolocal.errors import (
+    DamagedError,
+    IdentityError,
+    LibraryError,
+    LockedError,
+    SpaceError,
+    UsageError,
+)
 from retrolocal.library import FileId, Identity, Library
 
 
@@ -391,33 +398,53 @@ def test_private_files(library: Library, sample: ModuleType) -> None:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"documents": []},
-        {"corpus": ""},
-        {"corpus": "a\nb"},
-        {"corpus": "x" * 256},
-    ],
-    ids=str,
-)
-def test_nonsense_is_refused_before_anything_is_made(
-    library: Library, sample: ModuleType, given: dict[str, object]
+@pytest.mark.parametrize("corpus", ["", "a\nb", "x" * 256, "\udcff", "\u2028", "\x9b"], ids=ascii)
+def test_a_corpus_that_cannot_be_called_so(
+    library: Library, sample: ModuleType, corpus: str
 ) -> None:
-    arguments = {"documents": sample.Book().texts, **given}
-    with pytest.raises(ValueError, match=r"1 to 65,536 documents|printable"):
-        library.write(sample.IDENTITY, **arguments)
+    with pytest.raises(
+        UsageError, match=r"--corpus is .*; a name has 1 to 255 characters"
+    ) as caught:
+        library.write(sample.IDENTITY, sample.Book().texts, corpus=corpus)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not library.path.exists()
+
+
+def test_nothing_is_no_entry(library: Library, sample: ModuleType) -> None:
+    with pytest.raises(ValueError, match="an entry has 1 to 65,536 documents, not 0"):
+        library.write(sample.IDENTITY, [])
     assert not library.path.exists()
 
 
 @pytest.mark.parametrize(
-    "changes", [{"digest": "A" * 64}, {"digest": "a"}, {"name": ""}, {"extractor": "a\n"}], ids=str
+    ("name", "shown"),
+    [
+        ("\U0001f469\u200d\U0001f680\u00a0.pdf", "\U0001f469\u200d\U0001f680\u00a0.pdf"),
+        ("a\nb\x1b[31m.txt", "a\ufffdb\ufffd[31m.txt"),
+        ("\udcff.txt", "\ufffd.txt"),
+        ("\U0003fffd", "\U0003fffd"),
+        ("", "unnamed"),
+        ("x" * 300, "x" * 255),
+    ],
+    ids=ascii,
+)
+def test_any_file_name_will_do(library: Library, sample: ModuleType, name: str, shown: str) -> None:
+    book = sample.Book(documents=(replace(sample.document("a", "text"), name=name),))
+    book.ingest(library)
+    with library.open(shown) as entry:
+        assert (entry.name, entry.documents[0].name) == (shown, shown)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"digest": "A" * 64}, {"digest": "a"}, {"extractor": ""}, {"extractor": "a\n"}],
+    ids=str,
 )
 def test_a_document_that_could_not_be_read_again_is_refused(
     library: Library, sample: ModuleType, changes: dict[str, str]
 ) -> None:
     document = replace(sample.document("a.txt", "text"), **changes)
-    with pytest.raises(ValueError, match=r"hexadecimal digits|printable"):
+    with pytest.raises(ValueError, match=r"hexadecimal digits|no control characters"):
         library.write(sample.IDENTITY, [document])
     assert library.catalogue().manifests == ()
     sample.Book().ingest(library)
