@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from ..errors import DamagedError
+from ..errors import DamagedError, LibraryError
 from .documents import read_outline, read_text
 from .filesystem import FileSystem
 from .identity import child_key, tail_key
@@ -62,14 +62,14 @@ def verify_entry(fs: FileSystem, manifest: Manifest, *, deep: bool) -> Verified:
         for read in (read_text, read_outline):
             try:
                 read(fs, document)
-            except DamagedError as error:
+            except LibraryError as error:
                 problems.append(str(error))
     for blob in manifest.blobs if deep else (manifest.page_map,):
         try:
             if blob is not None and object_name(get_object(fs, blob)) != blob.name:
                 label = fs.root / object_path(blob.name)
                 problems.append(f"{label} is not what its name says; {AGAIN}")
-        except DamagedError as error:
+        except LibraryError as error:
             problems.append(str(error))
     files = 1 + len(manifest.tensor_files) + len({blob.name for blob in manifest.blobs})
     return Verified(files, manifest.bytes, tuple(dict.fromkeys(problems)))
@@ -81,7 +81,7 @@ def _tensor_file_problems(
     label = str(fs.root / path_of(kind, wanted.key))
     try:
         file = open_shared(fs, path_of(kind, wanted.key))
-    except DamagedError as error:
+    except LibraryError as error:
         return [str(error)]
     try:
         header = checked_header(file, kind, wanted, parent, label)

@@ -15,6 +15,7 @@ from retrolocal.errors import DamagedError, LibraryError
 from retrolocal.library import Library
 from retrolocal.library.manifest import decode
 from retrolocal.library.segment import FOLDERS, open_segment
+from retrolocal.library.verification import verify_entry
 
 
 @pytest.fixture
@@ -201,3 +202,22 @@ def test_a_damaged_entry_can_be_removed_but_blocks_cleaning(
     assert stored.remove(key).files > 0
     with stored.open("other.txt") as entry:
         other.assert_is(entry)
+
+
+def test_a_disk_that_cannot_be_read_is_a_line(
+    stored: Library, sample: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: int, size: int, offset: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.pread", broken)
+        problems = stored.catalogue().problems
+        assert [problem.unreadable for problem in problems] == [True]
+        with pytest.raises(LibraryError, match=r"cannot be read \(Input/output error\)"):
+            stored.longest_prefix(sample.IDENTITY, [1])
+    manifest = stored.find("book.txt")
+    monkeypatch.setattr("os.pread", broken)
+    problems_of_files = verify_entry(stored.filesystem, manifest, deep=True).problems
+    assert len(problems_of_files) == len(manifest.tensor_files)
+    assert all("(Input/output error)" in problem for problem in problems_of_files)
