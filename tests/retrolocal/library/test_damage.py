@@ -6,6 +6,7 @@ import contextlib
 import random
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -221,3 +222,25 @@ def test_a_disk_that_cannot_be_read_is_a_line(
     problems_of_files = verify_entry(stored.filesystem, manifest, deep=True).problems
     assert len(problems_of_files) == len(manifest.tensor_files)
     assert all("(Input/output error)" in problem for problem in problems_of_files)
+
+
+def test_a_manifest_under_another_name_is_refused(stored: Library) -> None:
+    [path] = entry_files(stored)["entries"]
+    for name in ("0" * 32 + ".json", f"{path.stem}.running.json"):
+        other = path.with_name(name)
+        other.write_bytes(path.read_bytes())
+        [problem] = stored.catalogue().problems
+        with pytest.raises(DamagedError, match=rf"{other} .*belongs to another entry"):
+            raise problem.error
+        other.unlink()
+
+
+def test_a_segment_of_another_chain_is_refused(stored: Library) -> None:
+    manifest = stored.find("book.txt")
+    file = manifest.segments[0]
+    for wanted, parent in (
+        (file, "0" * 64),
+        (replace(file, tokens=file.tokens + 1), manifest.root),
+    ):
+        with pytest.raises(DamagedError, match="is not the segment that its name says"):
+            open_segment(stored.filesystem, "segment", wanted, parent)
