@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import xxhash
 
 from retrolocal.errors import DamagedError, LibraryError
 from retrolocal.library import Library
@@ -244,3 +245,16 @@ def test_a_segment_of_another_chain_is_refused(stored: Library) -> None:
     ):
         with pytest.raises(DamagedError, match="is not the segment that its name says"):
             open_segment(stored.filesystem, "segment", wanted, parent)
+
+
+def test_a_manifest_of_another_length_is_refused(stored: Library) -> None:
+    [path] = entry_files(stored)["entries"]
+    body = path.read_bytes().partition(b"\n")[0]
+    for length, message in ((len(body), None), (len(body) + 1, "its length differs")):
+        sealed = body + f"\nretrolocal-manifest 1 {length} ".encode()
+        data = sealed + xxhash.xxh3_128_hexdigest(sealed).encode() + b"\n"
+        if message is None:
+            decode(data, "it")
+            continue
+        with pytest.raises(DamagedError, match=message):
+            decode(data, "it")

@@ -96,6 +96,15 @@ def test_an_interrupted_ingest_continues_at_its_last_segment(
     assert sample.content(root) == sample.content(tmp_path / "other")
 
 
+def test_starting_again_from_nothing_forgets_nothing(library: Library, sample: ModuleType) -> None:
+    book = sample.Book(segments=4)
+    book.ingest(library, until=3)
+    with library.write(sample.IDENTITY, book.texts) as writer:
+        writer.append_segment(book.piece(0), book.tensors(0))
+    with library.longest_prefix(sample.IDENTITY, book.ids) as prefix:
+        assert prefix.tokens == 120
+
+
 def test_what_was_interrupted_keeps_its_text(library: Library, sample: ModuleType) -> None:
     book = sample.Book()
     book.ingest(library, until=1)
