@@ -35,6 +35,7 @@ commands:
   chat       ask a model about a document, or talk to it
   bench      how fast: attention, decode, prefill
   eval       how faithful: attention
+  library    what has been read: list, show, verify, rm, gc, path
 
 options:
   -h, --help  show this help, or that of a command
@@ -93,6 +94,10 @@ def _run(words: list[str]) -> int:
         from .evaluate.command import evaluate
 
         return evaluate(rest)
+    if command == "library":
+        from .library.command import library
+
+        return library(rest)
     raise UsageError(f"there is no command {command!r}; see retrolocal --help")
 
 

@@ -207,6 +207,6 @@ def limit_spinning() -> None:
 def environment(name: str) -> str | None:
     """The value of `RETROLOCAL_<name>`, None when unset or empty.
 
-    Known: MODEL (default of -m), PDF_PASSWORD (default of --password).
+    Known: MODEL (default of -m), PDF_PASSWORD (default of --password), LIBRARY (its folder).
     """
     return os.environ.get(f"RETROLOCAL_{name}") or None

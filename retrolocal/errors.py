@@ -11,6 +11,11 @@
     ├── DocumentError        a file that cannot be read as text
     ├── ContextError         more tokens than the model has positions for
     ├── MemoryLimitError     more bytes than the machine has free
+    ├── LibraryError         the library cannot be read or written
+    │   ├── DamagedError     bytes in it are not those that were written, or are missing
+    │   ├── IdentityError    what is stored was made with another model or other settings
+    │   ├── LockedError      another process is at work in it
+    │   └── SpaceError       the disk has too little room
     └── Interrupted          the user stopped the work (exit code 130)
 
 A message is one line: what happened, the value, what to do.
@@ -62,6 +67,26 @@ class ContextError(RetrolocalError):
 
 
 class MemoryLimitError(RetrolocalError):
+    pass
+
+
+class LibraryError(RetrolocalError):
+    pass
+
+
+class DamagedError(LibraryError):
+    pass
+
+
+class IdentityError(LibraryError):
+    pass
+
+
+class LockedError(LibraryError):
+    pass
+
+
+class SpaceError(LibraryError):
     pass
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
+
+from .config import environment
 
 
 def builtin_model() -> Path:
@@ -22,3 +24,12 @@ def builtin_model() -> Path:
 def cache_dir() -> Path:
     """What can be made again: compiled kernels, measurements. `$XDG_CACHE_HOME/retrolocal`."""
     return user_cache_path("retrolocal", appauthor=False)
+
+
+def library_dir() -> Path:
+    """Documents that have been read: `$RETROLOCAL_LIBRARY`, else the user's data directory
+    (`$XDG_DATA_HOME/retrolocal/library`)."""
+    given = environment("LIBRARY")
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    return user_data_path("retrolocal", appauthor=False) / "library"

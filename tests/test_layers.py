@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files"}
     | {"shared_options", "measurement"},
     {"kernels", "token_buffer"},
-    {"models", "wave", "cache", "ingest", "hub", "tokenizer", "chat", "sampling"},
+    {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"},
     {"session"},
     {"bench", "evaluate"},

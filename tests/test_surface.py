@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import retrolocal
 from retrolocal.bench.command import BENCHES
 from retrolocal.cli import chat_parser, main
 from retrolocal.evaluate.command import EVALUATIONS
+from retrolocal.library.command import COMMANDS as LIBRARY
+from retrolocal.library.command import parser_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -81,8 +84,10 @@ HELP = [
     ["chat", "--help"],
     ["bench", "--help"],
     ["eval", "--help"],
+    ["library", "--help"],
     *(["bench", name, "--help"] for name in BENCHES),
     *(["eval", name, "--help"] for name in EVALUATIONS),
+    *(["library", name, "--help"] for name in LIBRARY),
 ]
 
 
@@ -133,6 +138,7 @@ PARSERS = {
     "chat": chat_parser,
     **{f"bench {name}": one.parser for name, one in BENCHES.items()},
     **{f"eval {name}": one.parser for name, one in EVALUATIONS.items()},
+    **{f"library {name}": partial(parser_of, name) for name in LIBRARY},
 }
 
 

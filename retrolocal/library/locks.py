@@ -1,0 +1,98 @@
+"""Advisory locks: one writer, and no cleaning under a reader.
+
+A lock belongs to an open file and ends with it, also when the process is killed; lock files are
+never removed. A segment that is open holds a shared lock of its own, which `gc` respects.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import LibraryError, LockedError
+from .filesystem import PRIVATE_FILE
+
+WRITER = "writer"
+"""Held by whoever changes the library."""
+OPENING = "opening"
+"""Held shared between reading a manifest and having its files open, exclusively by `gc`."""
+OPENING_SECONDS = 30.0
+
+
+class Lock:
+    """A held lock; a context manager that lets it go."""
+
+    def __init__(self, file: int) -> None:
+        self._file: int | None = file
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def lock_writer(root: Path) -> Lock:
+    """The only writer's lock; raises LockedError when another process holds it."""
+    file = os.open(
+        root / WRITER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
+    )
+    if not try_lock(file, shared=False):
+        owner = os.pread(file, 20, 0).decode("ascii", "replace").strip()
+        os.close(file)
+        raise LockedError(
+            f"another ingest is running (pid {owner or 'unknown'}) in {root}; wait until it is done"
+        )
+    os.ftruncate(file, 0)
+    os.pwrite(file, b"%d\n" % os.getpid(), 0)
+    return Lock(file)
+
+
+def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) -> Lock:
+    """Waits until nobody cleans (shared) or opens (not shared), but not longer than `seconds`.
+
+    Raises LockedError then, OSError.
+    """
+    # Opened for reading, a lock file also serves in a library on a read-only disk.
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(root / OPENING, flags, PRIVATE_FILE)
+    until = time.monotonic() + seconds
+    while not try_lock(file, shared=shared):
+        if time.monotonic() > until:
+            os.close(file)
+            busy = "cleans up in" if shared else "is opening a document of"
+            raise LockedError(f"another process {busy} {root} and does not end; try again later")
+        time.sleep(0.02)
+    return Lock(file)
+
+
+def try_lock(file: int, *, shared: bool) -> bool:
+    """Locks an open file without waiting; whether that worked. Raises LibraryError."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise LibraryError(
+            "the library needs file locks that this system does not have; use --no-store"
+        ) from error
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LibraryError(
+            f"the disk of the library has no file locks ({error.strerror}); set RETROLOCAL_LIBRARY "
+            "to a folder on a local disk"
+        ) from error
+    return True
