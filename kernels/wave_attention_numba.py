@@ -20,7 +20,8 @@ from .segment import SegmentTable, Totals
 from .team import together
 from .wave_attend_numba import attend, attend_steady, merge_parts
 from .wave_attention import BUCKETS, NEGLIGIBLE, Selection, StepAnswer
-from .wave_score_numba import choose, find, prepare, score_first, score_found
+from .wave_choose_numba import choose, find
+from .wave_score_numba import prepare, score_first, score_found
 from .wave_words_numba import (
     BLOCK,
     BUCKET_MASS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ def threads(number: int) -> Iterator[None]:
 @contextmanager
 def everything_read() -> Iterator[None]:
     """Value rows are read whatever they weigh."""
+    importlib.import_module("retrolocal.kernels.wave_attention_numba")
     with ExitStack() as stack:
         for name, kernel in list(sys.modules.items()):
             if name.startswith("retrolocal.kernels.") and hasattr(kernel, "NEGLIGIBLE"):
