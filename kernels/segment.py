@@ -9,8 +9,8 @@ each and belong to no group; between them and the groups may stand empty cluster
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -100,6 +100,35 @@ class Segment:
         for level in (self.fine, self.coarse):
             yield from (level.centroids, level.value_sums, level.scales, level.spreads)
         yield from (self.starts, self.group_offsets, self.mean_key, self.k, self.v)
+
+
+def segment_tensors(segment: Segment) -> dict[str, Tensor]:
+    """Everything a segment is, by name, in a fixed order; `segment_of` makes it again."""
+    levels = (("fine", segment.fine), ("coarse", segment.coarse))
+    tensors = {"mean_key": segment.mean_key}
+    for name, level in levels:
+        tensors |= {f"{name}.{field.name}": getattr(level, field.name) for field in fields(Level)}
+    tensors |= {"starts": segment.starts, "group_offsets": segment.group_offsets}
+    singles = torch.tensor([segment.singles], dtype=torch.int32)
+    return tensors | {"singles": singles, "k": segment.k, "v": segment.v}
+
+
+def segment_of(tensors: Mapping[str, Tensor]) -> Segment:
+    """The segment whose `segment_tensors` these are; they are not copied."""
+
+    def level(name: str) -> Level:
+        return Level(**{field.name: tensors[f"{name}.{field.name}"] for field in fields(Level)})
+
+    return Segment(
+        mean_key=tensors["mean_key"],
+        fine=level("fine"),
+        coarse=level("coarse"),
+        starts=tensors["starts"],
+        group_offsets=tensors["group_offsets"],
+        singles=int(tensors["singles"]),
+        k=tensors["k"],
+        v=tensors["v"],
+    )
 
 
 class Totals(NamedTuple):

@@ -8,6 +8,7 @@ can be set back: `snapshot()` costs at most the tokens still unclustered (here: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,20 @@ class DenseCache:
 
     def restore(self, snapshot: int) -> None:
         self._buffer.keep(snapshot)
+
+    def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
+        """There are none."""
+        return []
+
+    def saved_rest(self) -> dict[str, Tensor]:
+        """Everything held, as `load` takes it; valid until the next token."""
+        return dict(zip(("k", "v"), self._buffer.view(), strict=True))
+
+    def load(
+        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+    ) -> None:
+        """An empty cache becomes the one that was saved."""
+        self._buffer.replace(rest["k"], rest["v"])
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
@@ -100,6 +115,21 @@ class RingCache:
 
     def restore(self, snapshot: RingSnapshot) -> None:
         self._tokens, self._held = snapshot.tokens, snapshot.held
+
+    def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
+        """There are none."""
+        return []
+
+    def saved_rest(self) -> dict[str, Tensor]:
+        """The tokens held, as `load` takes them."""
+        return {} if self._held is None else dict(zip(("k", "v"), self._held, strict=True))
+
+    def load(
+        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+    ) -> None:
+        """An empty cache becomes the one that was saved, of so many tokens."""
+        self._tokens = tokens
+        self._held = (rest["k"].clone(), rest["v"].clone()) if rest else None
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""

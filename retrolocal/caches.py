@@ -16,10 +16,19 @@ AnyCache = DenseCache | RingCache | WaveCache
 
 
 def layer_caches(
-    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
+    model: ModelConfig,
+    config: SessionConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    expected: int = 0,
 ) -> list[AnyCache]:
-    """An empty cache for every layer."""
-    lengths = wave_lengths(model, config, dtype, device)
+    """An empty cache for every layer.
+
+    A text that is `expected` to be long enough for the index is clustered from its first segment
+    on, so that what is kept of it does not depend on when that was noticed.
+    """
+    lengths = wave_lengths(model, config, dtype, device, expected=expected)
 
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
@@ -32,7 +41,12 @@ def layer_caches(
 
 
 def wave_lengths(
-    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
+    model: ModelConfig,
+    config: SessionConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    expected: int = 0,
 ) -> Lengths:
     """From which lengths on the layers' caches use the index; measured when first asked."""
     wave = config.wave
@@ -53,7 +67,10 @@ def wave_lengths(
         return tokens_of(measured().prefill, wave) if config.prefill == "wave" else never()
 
     def from_cluster() -> int:
-        return 0 if config.cache == "wave" else tokens_of(measured().decode, wave)
+        if config.cache == "wave":
+            return 0
+        length = tokens_of(measured().decode, wave)
+        return 0 if expected > length else length
 
     return Lengths(
         cluster=from_cluster, prefill=from_prefill, may_stay_dense=config.cache == "auto"

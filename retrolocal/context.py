@@ -7,7 +7,7 @@ but not read yet wait here. Knows no tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,11 @@ class ContextCache(SteppedCache, Protocol):
     """What a context needs of a layer cache: the decoder loop's part, and its figures."""
 
     def settle(self) -> None: ...
+    def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]: ...
+    def saved_rest(self) -> dict[str, Tensor]: ...
+    def load(
+        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+    ) -> None: ...
     def statistics(self) -> CacheStatistics: ...
     def reset_statistics(self) -> None: ...
 
@@ -49,7 +54,9 @@ class Context:
         chunk_tokens: int,
         device: torch.device,
         stopped: Callable[[], bool],
+        piece_end: Callable[[int], int],
     ) -> None:
+        """`piece_end(n)` is the length above n up to which the head is read next."""
         self.caches = caches
         self.tokens = 0
         """Tokens in the caches."""
@@ -65,18 +72,45 @@ class Context:
         self._chunk_tokens = chunk_tokens
         self._device = device
         self._stopped = stopped
+        self._piece_end = piece_end
         self._marks: list[Mark] = []
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """Token ids of what stands before the dialogue."""
+        return self._head
 
     @property
     def head_tokens(self) -> int:
         return len(self._head)
 
-    def read_head(self) -> Generator[Progress, None, None]:
-        """Reads what is missing of the head. An interrupted reading goes on where it stopped."""
+    @property
+    def head_is_read(self) -> bool:
+        return bool(self._marks)
+
+    def loaded(self, tokens: int) -> None:
+        """So many tokens of the head are in the caches: they were loaded."""
+        assert self.tokens == 0
+        self.tokens = tokens
+
+    def read_head(
+        self, on_piece: Callable[[int], None] = lambda tokens: None
+    ) -> Generator[Progress, None, None]:
+        """Reads what is missing of the head. An interrupted reading goes on where it stopped.
+
+        It goes piece by piece, so that the same text is read in the same steps wherever reading
+        began; `on_piece(tokens)` is called behind each full piece.
+        """
         if self._marks:
             return
-        if self.tokens < len(self._head):
-            yield from self._read(self._head[self.tokens :])
+        start, total = self.tokens, len(self._head)
+        while self.tokens < total:
+            end, before = self._piece_end(self.tokens), self.tokens
+            for progress in self._read(self._head[before:end]):
+                yield Progress("prefill", before - start + progress.done, total - start)
+            if self.tokens == end:
+                on_piece(end)
+        if start < total:
             for cache in self.caches:
                 cache.settle()
         self._marks = [self.here()]

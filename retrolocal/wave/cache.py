@@ -8,7 +8,7 @@ that sees index and store together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import WaveConfig
 from ..kernels.attention import causal_attention, full_attention
 from ..kernels.merge import merge
-from ..kernels.segment import Segment
+from ..kernels.segment import Segment, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
@@ -27,6 +27,9 @@ from .index import WaveIndex
 from .prefill import prefill_attention
 from .store import BlockStore, RamStore
 from .zones import next_growth, next_segment, pending
+
+PERMUTATION = "permutation"
+"""Name of a saved segment's permutation beside its other tensors."""
 
 
 def never() -> int:
@@ -147,6 +150,33 @@ class WaveCache:
         del self._permutations[snapshot.segments :]
         if snapshot.plan is not None:
             self._begin(snapshot.plan)
+
+    def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
+        """The segments from number `first` on, as `load` takes them."""
+        held = zip(self._index.segments, self._permutations, strict=True)
+        tensors = [segment_tensors(segment) | {PERMUTATION: order} for segment, order in held]
+        return tensors[first:]
+
+    def saved_rest(self) -> dict[str, Tensor]:
+        """What is in no segment, as `load` takes it; valid until the next token."""
+        return dict(zip(("k", "v"), self._steady.view(), strict=True))
+
+    def load(
+        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+    ) -> None:
+        """An empty cache becomes the one that was saved, of so many tokens.
+
+        Segments are not copied: they may lie in a mapped file.
+        """
+        assert self._tokens == 0, "only an empty cache can be loaded"
+        for tensors in segments:
+            segment = segment_of(tensors)
+            self._store.append(segment.k, segment.v)
+            self._index.append(segment)
+            self._permutations.append(tensors[PERMUTATION])
+            self._clustered_end += segment.tokens
+        self._steady.replace(rest["k"], rest["v"])
+        self._tokens = tokens
 
     def reset_statistics(self) -> None:
         """Starts the means over steps anew."""

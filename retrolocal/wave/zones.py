@@ -34,6 +34,12 @@ def next_segment(tokens: int, clustered_end: int, config: WaveConfig) -> range |
     return range(start, start + config.segment_tokens)
 
 
+def piece_end(tokens: int, config: WaveConfig) -> int:
+    """Length of a context, above `tokens`, at which a prompt's next full segment is cut."""
+    first = config.sink_tokens + config.window_tokens
+    return first + (max(0, tokens - first) // config.segment_tokens + 1) * config.segment_tokens
+
+
 def next_growth(tokens: int, clustered_end: int, config: WaveConfig) -> range | None:
     """The same while generating: shorter segments, once `growth_tokens` are pending."""
     start, waiting = max(clustered_end, config.sink_tokens), pending(tokens, clustered_end, config)
