@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_state_path
 
 
 def builtin_model() -> Path:
@@ -22,3 +22,11 @@ def builtin_model() -> Path:
 def cache_dir() -> Path:
     """What can be made again: compiled kernels, measurements. `$XDG_CACHE_HOME/retrolocal`."""
     return user_cache_path("retrolocal", appauthor=False)
+
+
+def state_dir() -> Path:
+    """What a person would miss but no program needs: chats, a log.
+
+    `$XDG_STATE_HOME/retrolocal`.
+    """
+    return user_state_path("retrolocal", appauthor=False)
