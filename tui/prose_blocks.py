@@ -159,6 +159,8 @@ def _inline(token: Token) -> Content:
             spans.append(Span(start, length, _STYLES[opening.type]))
             if opening.type == "link_open":
                 text = _address(opening, "".join(parts)[start:])
+        elif child.type == "image":
+            text += f" ({child.attrs.get('src', '')})"
         elif child.type == "code_inline":
             spans.append(Span(length, length + len(text), _INLINE_CODE))
         parts.append(text)
