@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -40,8 +41,16 @@ class ChatApp(App[None]):
         Binding("ctrl+d", "end", "leave", priority=True),
     ]
 
-    def __init__(self, engine: Engine, settings: ChatSettings, state: Path) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ChatSettings,
+        state: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
+        self.clock = clock
+        """Seconds; what is shown of time is read from it."""
         self.state = state
         """Folder of chats, log and history."""
         self.left: int | None = None

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import Interrupted
+from ..errors import Interrupted, RetrolocalError
 from .engine import Advanced, Engine, Event, Measured, Wrote
 
 INTERVAL = 0.05
@@ -122,7 +122,9 @@ class Bridge:
             return Finished(error=Interrupted("stopped before it began"))
         try:
             return Finished(result=job.work(self._engine, job))
-        # Whatever an engine raises is shown in the conversation; the thread must go on.
+        except RetrolocalError as error:
+            return Finished(error=error)
+        # Whatever else an engine raises is shown in the conversation; the thread must go on.
         except Exception as error:
             _LOG.exception("the engine failed")
             return Finished(error=error)

@@ -26,9 +26,8 @@ from .chat_commands import ChatCommands
 from .chat_log import ChatLog
 from .desk import Desk, Ticket
 from .engine import (
-    Answer as FinishedAnswer,
-)
-from .engine import (
+    Advanced,
+    Began,
     ChatSettings,
     DocumentFacts,
     Download,
@@ -37,9 +36,13 @@ from .engine import (
     Opened,
     Turn,
 )
+from .engine import (
+    Answer as FinishedAnswer,
+)
 from .foreign import one_line, visible
 from .message_view import MessageView
 from .model_picker import DownloadCard
+from .opening import Opening
 from .prompt_bar import PromptBar
 from .side_panel import SidePanel
 from .status_bar import StatusBar
@@ -60,6 +63,7 @@ class Host(Protocol):
 
     state: Path
     """Folder of chats, log and what was copied."""
+    clock: Callable[[], float]
 
     def copy(self, text: str) -> None: ...
     def leave(self, code: int = 0) -> None: ...
@@ -95,15 +99,16 @@ class ChatScreen(Screen[None]):
         self._live: Answer | None = None
         self._retry: Callable[[], None] | None = None
         self._desk: Desk | None = None
+        self._opening: Opening | None = None
         self.commands = ChatCommands(self)
 
     def compose(self) -> ComposeResult:
-        self._desk = Desk(self._engine, self)
+        self._desk = Desk(self._engine, self, clock=self._host.clock)
         yield Static(id="title", markup=False)
         with Horizontal(id="middle"):
             yield ChatLog()
-            yield SidePanel()
-        yield StatusBar(self.desk.activity)
+            yield SidePanel(self._host.clock)
+        yield StatusBar(self.desk.activity, self._host.clock)
         yield PromptBar(slash.complete)
         yield Static(key_line(), id="keys", markup=False)
         yield Static("The terminal is too small:\nat least 40 x 10 is needed", id="too-small")
@@ -205,9 +210,20 @@ class ChatScreen(Screen[None]):
         if cache is not None and self.desk.model is not None:
             self.status.extra = f"{cache.tokens:,} of {self.desk.model.max_tokens:,} tokens"
 
+    def stage_began(self, event: Began) -> None:
+        self._opening_card().began(event, self._host.clock())
+
+    def stage_advanced(self, event: Advanced) -> None:
+        self._opening_card().advanced(event, self._host.clock())
+
+    def at_rest(self) -> None:
+        if self._opening is not None:
+            self._opening.end(self._host.clock())
+
     def sent(self, ticket: Ticket) -> None:
         question = self._tickets[ticket]
         question.fate = "sent"
+        self._opening = None
         self._live = Answer()
         self.log_view.mount(self._live, after=question)
 
@@ -229,6 +245,9 @@ class ChatScreen(Screen[None]):
         self._tickets[ticket].fate = "unanswered"
 
     def failed(self, error: BaseException, retry: Callable[[], None] | None) -> None:
+        if self._opening is not None:
+            self._opening.fail()
+            self._opening = None
         self._retry = retry
         card = error_card(error, retry=retry is not None)
         self.log_view.add(card)
@@ -348,6 +367,13 @@ class ChatScreen(Screen[None]):
 
     def action_redraw(self) -> None:
         self._host.clear_and_redraw()
+
+    def _opening_card(self) -> Opening:
+        """The list of stages; a new one behind everything when the last one is done with."""
+        if self._opening is None:
+            self._opening = Opening()
+            self.log_view.add(self._opening)
+        return self._opening
 
     def guarded(self, what: Callable[[], None]) -> None:
         """Does something; says in one line why it cannot be done."""

@@ -33,7 +33,9 @@ class ChatsScreen(ModalScreen[str | None]):
         width: 84; max-width: 100%; height: 80%; padding: 0 1;
         background: $panel; border: round $accent;
     }
-    ChatsScreen Input { border: none; height: 1; margin: 0 0 1 0; background: $surface; }
+    ChatsScreen Input, ChatsScreen Input:focus {
+        border: none; height: 1; margin: 0 0 1 0; background: $surface;
+    }
     ChatsScreen OptionList { height: 1fr; border: none; }
     ChatsScreen Static { height: 1; color: $text-muted; }
     """

@@ -7,7 +7,6 @@ stopped before its answer began is not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -48,6 +47,15 @@ class DeskView(Protocol):
     def download_needed(self, download: Download) -> None: ...
     def documents_changed(self, documents: Sequence[DocumentFacts]) -> None: ...
     def measured(self, measured: Measured) -> None: ...
+    def stage_began(self, event: Began) -> None:
+        """Of opening the model or reading documents."""
+        ...
+
+    def stage_advanced(self, event: Advanced) -> None: ...
+    def at_rest(self) -> None:
+        """Opening or reading is over."""
+        ...
+
     def sent(self, ticket: Ticket) -> None:
         """The engine has the question now."""
         ...
@@ -63,9 +71,7 @@ class DeskView(Protocol):
 
 
 class Desk:
-    def __init__(
-        self, engine: Engine, view: DeskView, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, engine: Engine, view: DeskView, *, clock: Callable[[], float]) -> None:
         self.activity = Activity()
         self.turns: list[Turn] = []
         self.documents: tuple[DocumentFacts, ...] = ()
@@ -206,8 +212,11 @@ class Desk:
         match arrival.event:
             case Began() as event:
                 self.activity.began_stage(event, now)
+                self._view.stage_began(event)
             case Advanced() as event:
                 self.activity.advanced(event, now)
+                if self._kind != "ask":
+                    self._view.stage_advanced(event)
             case DocumentsRead(documents):
                 self.documents = documents
                 self._view.documents_changed(documents)
@@ -226,6 +235,8 @@ class Desk:
                 self._ended_by(error)
 
     def _succeeded(self, result: object) -> None:
+        if self._kind in ("open", "read", "documents"):
+            self._view.at_rest()
         match self._kind, result:
             case "open", Opened() as opened:
                 self.model = opened

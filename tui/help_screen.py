@@ -28,6 +28,9 @@ KEYS: tuple[tuple[str, str], ...] = (
 )
 
 
+_HEADING = "bold $text-primary"
+
+
 class HelpScreen(ModalScreen[None]):
     BINDINGS = [Binding("escape,f1,q", "close", "close")]
     DEFAULT_CSS = """
@@ -40,22 +43,30 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll():
-            yield Static(help_text(), markup=False)
+            yield Static(markup=False)
+
+    def on_resize(self) -> None:
+        width = min(96, self.size.width) - 8
+        self.query_one(Static).update(help_text(width))
 
     def action_close(self) -> None:
         self.dismiss()
 
 
-def help_text() -> Content:
-    """Every key and every command, one line each."""
-    lines: list[Content | str] = [Content.styled("Keys", "bold $text-primary")]
-    lines += [Content.assemble((f" {key:<18}", "$text-accent"), f" {what}") for key, what in KEYS]
-    lines += ["", Content.styled("Commands", "bold $text-primary")]
-    lines += [
-        Content.assemble(
-            (f" /{f'{command.name} {command.argument}':<17}", "$text-accent"), f" {command.what}"
-        )
-        for command in COMMANDS
-    ]
-    lines += ["", Content.styled("Esc closes this", "$text-muted")]
+def help_text(width: int) -> Content:
+    """Every key and every command; what it does is wrapped beside it."""
+    lines = [Content.styled("Keys", _HEADING)]
+    lines += [line for key, what in KEYS for line in _entry(key, what, width)]
+    lines += [Content(""), Content.styled("Commands", _HEADING)]
+    for command in COMMANDS:
+        lines += _entry(f"/{command.name} {command.argument}", command.what, width)
+    lines += [Content(""), Content.styled("Esc closes this", "$text-muted")]
     return Content("\n").join(lines)
+
+
+def _entry(key: str, what: str, width: int) -> list[Content]:
+    left = Content.styled(f" {key:<18}", "$text-accent")
+    return [
+        Content.assemble(" " * 19 if number else left, " ", line)
+        for number, line in enumerate(Content(what).wrap(max(20, width - 20)))
+    ]

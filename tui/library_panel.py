@@ -14,6 +14,8 @@ from .foreign import one_line
 
 WIDTH = 35
 """Cells of the panel's content."""
+_NOT_YET = ("starting", "consent", "failed")
+"""While these last the documents are not read."""
 
 
 class LibraryPanel(Static):
@@ -24,6 +26,7 @@ class LibraryPanel(Static):
         self._documents: Sequence[DocumentFacts] = ()
         self._tokens: int | None = None
         self._reading: tuple[int, int] | None = None
+        self._sign = "○"
 
     def on_mount(self) -> None:
         self._draw()
@@ -41,8 +44,9 @@ class LibraryPanel(Static):
     def show_activity(self, activity: Activity) -> None:
         counted = activity.stage == "prefilling" and activity.phase in ("starting", "paused")
         reading = (activity.done, activity.total) if counted and activity.total else None
-        if reading != self._reading:
-            self._reading = reading
+        sign = "◐" if reading else ("○" if activity.phase in _NOT_YET else "●")
+        if (reading, sign) != (self._reading, self._sign):
+            self._reading, self._sign = reading, sign
             self._draw()
 
     def _draw(self) -> None:
@@ -52,10 +56,11 @@ class LibraryPanel(Static):
         """What the panel says."""
         lines = [heading("Documents", str(len(self._documents)) if self._documents else "none")]
         for document in self._documents:
-            sign = "◐" if self._reading else "●"
             pages = f"{len(document.pages):,} pages" if document.pages else ""
             right = pages or f"{len(document.text):,} chars"
-            lines.append(row(f" {sign} {one_line(document.name, WIDTH - len(right) - 5)}", right))
+            lines.append(
+                row(f" {self._sign} {one_line(document.name, WIDTH - len(right) - 5)}", right)
+            )
         if self._reading is not None:
             done, total = self._reading
             lines.append(meter("read", done / total, f"{done / total:.0%}"))

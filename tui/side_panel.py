@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
@@ -15,12 +15,13 @@ from .wave_panel import WavePanel
 
 
 class SidePanel(VerticalScroll, can_focus=False):
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(id="panel")
+        self._clock = clock
 
     def compose(self) -> ComposeResult:
         yield LibraryPanel()
-        yield WavePanel()
+        yield WavePanel(self._clock)
 
     def opened(self, opened: Opened) -> None:
         self.query_one(LibraryPanel).limit = opened.max_tokens

@@ -147,7 +147,9 @@ class SourceScreen(Screen[None]):
     SourceScreen #where { height: 1; background: $panel; }
     SourceScreen TextView { height: 1fr; scrollbar-size-vertical: 1; }
     SourceScreen #source-keys { height: 1; color: $text-muted; }
-    SourceScreen Asker { height: 1; border: none; display: none; background: $surface; }
+    SourceScreen Asker, SourceScreen Asker:focus {
+        height: 1; border: none; display: none; background: $surface;
+    }
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from textual.content import Content
@@ -19,7 +18,7 @@ BAR_CELLS = 16
 class StatusBar(Static):
     """Draws an `Activity`; its clock runs only while something is being done."""
 
-    def __init__(self, activity: Activity, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, activity: Activity, clock: Callable[[], float]) -> None:
         super().__init__(markup=False)
         self._activity = activity
         self._clock = clock

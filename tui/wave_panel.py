@@ -6,7 +6,6 @@ ratio without a block cache, no zones while the cache is dense.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -23,7 +22,7 @@ REMEMBERED = 16
 
 
 class WavePanel(Static):
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(markup=False)
         self.device = ""
         self._clock = clock

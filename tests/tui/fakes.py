@@ -117,12 +117,23 @@ class FakeEngine:
 
 
 @dataclass
+class FakeClock:
+    """Seconds that pass only when a test says so."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
 class Stage:
     """An application on a fake engine, with what tests ask of it."""
 
     app: ChatApp
     pilot: Pilot[None]
     engine: FakeEngine
+    clock: FakeClock
 
     @property
     def chat(self) -> ChatScreen:
@@ -231,10 +242,11 @@ def play(
     )
 
     async def run() -> ChatApp:
-        app = ChatApp(engine, settings, state)
+        clock = FakeClock()
+        app = ChatApp(engine, settings, state, clock)
         app.animation_level = "none"
         async with app.run_test(size=size) as pilot:
-            stage = Stage(app, pilot, engine)
+            stage = Stage(app, pilot, engine, clock)
             await pilot.pause()
             try:
                 await scene(stage)  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,7 @@ def test_the_lines_do_not_depend_on_how_the_text_was_cut(
 ) -> None:
     borders = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     streamed = Prose()
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         streamed.append(text[start:end])
         streamed.lines(width)
     whole = Prose()
