@@ -7,6 +7,7 @@ what it wants to see.
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
 import threading
 import time
@@ -29,8 +30,10 @@ from retrolocal.tui.engine import (
     Opened,
     Source,
     Turn,
+    Wrote,
 )
 
+_WAIT = Pilot._wait_for_screen
 PATIENCE = 60.0
 """Seconds after which something that never happens fails a test."""
 
@@ -42,6 +45,8 @@ class Call:
     name: str
     argument: object
     control: Control
+    over: threading.Event
+    """Set when the test has ended."""
     _steps: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -62,6 +67,8 @@ class Call:
             except queue.Empty:
                 if self.control.stopped:
                     self.stopped.set()
+                if self.over.is_set():
+                    raise Interrupted("the test is over") from None
                 continue
             if isinstance(step, _Result):
                 if isinstance(step.value, BaseException):
@@ -84,6 +91,7 @@ class FakeEngine:
         self.turns: list[tuple[Turn, ...]] = []
         self.stops = 0
         self.closed = threading.Event()
+        self.over = threading.Event()
 
     def open(self, control: Control, *, download: bool) -> Opened:
         result = self._call("open", download, control)
@@ -111,7 +119,7 @@ class FakeEngine:
         self.closed.set()
 
     def _call(self, name: str, argument: object, control: Control) -> object:
-        call = Call(name, argument, control)
+        call = Call(name, argument, control, self.over)
         self.calls.put(call)
         return call.run()
 
@@ -179,7 +187,9 @@ class Stage:
     async def answered(self, question: str, text: str, **facts: object) -> None:
         """A whole turn."""
         turns = len(self.chat.desk.turns)
-        (await self.ask(question)).give(an_answer(text, **facts))
+        call = await self.ask(question)
+        call.emit(Wrote(text))
+        call.give(an_answer(text, **facts))
         await self.until(lambda: len(self.chat.desk.turns) == turns + 1)
         await self.pilot.pause()
 
@@ -237,6 +247,8 @@ def play(
 ) -> ChatApp:
     """Runs an asynchronous scene on an application; returns the application when it is over."""
     engine = engine or FakeEngine(documents)
+    wait = functools.partialmethod(_WAIT, timeout=PATIENCE)
+    Pilot._wait_for_screen = wait  # type: ignore[method-assign, assignment]
     settings = settings or ChatSettings(
         model="some/model", documents=tuple(document.path for document in documents)
     )
@@ -252,8 +264,7 @@ def play(
                 await scene(stage)  # type: ignore[misc]
             finally:
                 app.end_engine()
-                while not engine.calls.empty():
-                    engine.calls.get().give(Interrupted("the test is over"))
+                engine.over.set()
         return app
 
     return asyncio.run(run())
