@@ -15,6 +15,7 @@ from pathlib import Path
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.command import CommandPalette
 from textual.screen import Screen
 
 from . import slash
@@ -23,6 +24,7 @@ from .chat_screen import ChatScreen
 from .clipboard import Clipboard
 from .engine import ChatSettings, Engine
 from .leave_screen import LeaveScreen
+from .palette import Palette
 from .terminal import LEAVING_SIGNALS
 
 AGAIN_SECONDS = 1.5
@@ -116,7 +118,7 @@ class ChatApp(App[None]):
             self.copy(selected)
             self.screen.clear_selection()
         elif self.screen is not chat:
-            self.screen.dismiss()
+            self.pop_screen()
         elif chat.desk.stop():
             return
         elif chat.prompt.text:
@@ -125,6 +127,10 @@ class ChatApp(App[None]):
             self.leave(130)
         else:
             chat.flash("Ctrl+C again leaves")
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, CommandPalette):
+            self.push_screen(Palette(id="--command-palette"))
 
     def action_end(self) -> None:
         """Ctrl+D: leaves from an empty prompt, deletes to the right in another."""
@@ -162,7 +168,7 @@ class ChatApp(App[None]):
         self.leave(128 + number)
 
     def _again(self) -> bool:
-        now = asyncio.get_running_loop().time()
+        now = self.clock()
         again, self._again_until = now < self._again_until, now + AGAIN_SECONDS
         return again
 

@@ -97,10 +97,10 @@ class ChatCommands:
         self._screen.copy(blocks[which - 1])
 
     def edit(self, argument: str) -> None:
-        questions = [q for q in self._screen.log_view.questions if q.fate == "sent"]
-        if not questions:
+        question = self._last_question()
+        if question is None:
             raise UsageError("there is no question to edit")
-        self.edit_question(questions[-1])
+        self.edit_question(question)
 
     def edit_question(self, question: Question) -> None:
         """Takes the last question, with its answer, back into the prompt."""
@@ -235,5 +235,7 @@ class ChatCommands:
         self._screen.show_turns(turns)
 
     def _last_question(self) -> Question | None:
+        if not self._screen.desk.turns and self._screen.desk.at_rest:
+            return None
         questions = [q for q in self._screen.log_view.questions if q.fate == "sent"]
         return questions[-1] if questions else None

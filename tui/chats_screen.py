@@ -68,7 +68,8 @@ class ChatsScreen(ModalScreen[str | None]):
         self._open(message.option_id)
 
     def action_close(self) -> None:
-        self.dismiss(None)
+        if self.is_current:
+            self.dismiss(None)
 
     def action_move(self, step: int) -> None:
         options = self.query_one(OptionList)
@@ -91,7 +92,8 @@ class ChatsScreen(ModalScreen[str | None]):
         self._fill(self.query_one(Input).value)
 
     def _open(self, chat_id: str | None) -> None:
-        if chat_id is not None:
+        # Keys that came before the screen was gone must not close the one below.
+        if chat_id is not None and self.is_current:
             self.dismiss(chat_id)
 
     def _marked(self) -> str | None:

@@ -158,6 +158,11 @@ class Desk:
         return self._bridge
 
     @property
+    def at_rest(self) -> bool:
+        """Whether the engine has nothing to do."""
+        return self._job is None
+
+    @property
     def partial(self) -> Turn | None:
         """The question that is being answered, with what there is of the answer."""
         if self._asked is None or not self._written:

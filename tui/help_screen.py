@@ -50,7 +50,8 @@ class HelpScreen(ModalScreen[None]):
         self.query_one(Static).update(help_text(width))
 
     def action_close(self) -> None:
-        self.dismiss()
+        if self.is_current:
+            self.dismiss()
 
 
 def help_text(width: int) -> Content:

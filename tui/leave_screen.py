@@ -37,7 +37,8 @@ class LeaveScreen(ModalScreen[bool]):
             yield Static("\ny  leave     n  stay", markup=False)
 
     def action_answer(self, sure: bool) -> None:
-        self.dismiss(sure)
+        if self.is_current:
+            self.dismiss(sure)
 
 
 def leaving_question(activity: Activity) -> str:

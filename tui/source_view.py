@@ -185,7 +185,8 @@ class SourceScreen(Screen[None]):
         return self.query_one(TextView)
 
     def action_close(self) -> None:
-        self.dismiss()
+        if self.is_current:
+            self.dismiss()
 
     def action_next(self, step: int) -> None:
         """The next passage, or the next place that was searched for."""

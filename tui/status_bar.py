@@ -12,6 +12,7 @@ from .activity import Activity
 from .answer import bar
 
 REFRESH = 0.25
+FLASH_SECONDS = 4.0
 BAR_CELLS = 16
 
 
@@ -24,6 +25,7 @@ class StatusBar(Static):
         self._clock = clock
         self._timer: Timer | None = None
         self._flash = ""
+        self._flash_until = 0.0
         self.extra = ""
         """Said beside `ready`: the one figure that matters."""
 
@@ -32,14 +34,10 @@ class StatusBar(Static):
         self.show()
 
     def flash(self, text: str) -> None:
-        """Says something once, until the next `show` with another state or four seconds."""
-        self._flash = text
+        """Says something for four seconds in place of the state."""
+        self._flash, self._flash_until = text, self._clock() + FLASH_SECONDS
         self.show()
-        self.set_timer(4.0, self._end_flash)
-
-    def _end_flash(self) -> None:
-        self._flash = ""
-        self.show()
+        self.set_timer(FLASH_SECONDS, self.show)
 
     def show(self) -> None:
         """Draws the state of this moment."""
@@ -55,7 +53,7 @@ class StatusBar(Static):
             text += f" · {self._activity.queued} queued"
         if self._activity.phase == "ready" and self.extra:
             text += f" · {self.extra}"
-        if self._flash:
+        if self._flash and self._clock() < self._flash_until:
             text = self._flash
         left = Content.assemble((f" {line.sign} ", "bold $text-accent"), text)
         if line.share is not None and width >= 70:
