@@ -102,7 +102,7 @@ class ChatApp(App[None]):
 
     async def _copy(self, text: str) -> None:
         done = await self.clipboard_ways.copy(text)
-        where = f"; it is also in {done.file}" if done.file is not None else ""
+        where = f"; it is also in {short_path(done.file)}" if done.file is not None else ""
         word = "copied" if done.certain else "sent to be copied"
         self.chat.flash(f"{word}: {len(text):,} characters, by {done.way}{where}")
 
@@ -179,6 +179,12 @@ class ChatApp(App[None]):
         # Textual styles every widget anew when the terminal gains or loses the focus; nothing
         # here looks different then, and the prompt keeps the focus.
         return
+
+
+def short_path(path: Path) -> str:
+    """The path with `~` for the home directory."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _has_many_colours(environment: os._Environ[str]) -> bool:

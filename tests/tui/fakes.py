@@ -193,6 +193,10 @@ class Stage:
         await self.until(lambda: len(self.chat.desk.turns) == turns + 1)
         await self.pilot.pause()
 
+    def resting(self) -> bool:
+        """Whether the chat is ready for a question, whatever the status line says meanwhile."""
+        return self.chat.desk.activity.phase == "ready"
+
     def status(self) -> str:
         """The status line as it would be at 200 columns."""
         return self.chat.status.content_for(200).plain

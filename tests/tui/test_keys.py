@@ -82,7 +82,7 @@ def test_ctrl_c_copies_stops_clears_and_leaves_in_this_order(state: Path) -> Non
         await stage.pilot.press("ctrl+c")
         assert stage.engine.stops == 1
         call.give(an_answer("x"))
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         await stage.pilot.press("ctrl+c")
         assert stage.chat.prompt.text == ""
         await stage.pilot.press("ctrl+c")
@@ -245,7 +245,7 @@ def test_commands_of_the_conversation(state: Path) -> None:
         (await stage.call("ask")).give(an_answer("again"))
         await stage.until(lambda: len(stage.chat.desk.turns) == 2)
         await command(stage, "/new")
-        await stage.until(lambda: stage.chat.desk.turns == [] and "ready" in stage.status())
+        await stage.until(lambda: stage.chat.desk.turns == [] and stage.resting())
         assert "first" not in stage.text()
         assert stage.engine.turns[-1] == ()
         await command(stage, "/edit")
@@ -262,7 +262,7 @@ def test_chats_are_kept_reopened_renamed_and_filtered(state: Path) -> None:
         await stage.answered("about [Ahab]", "a captain")
         await command(stage, "/rename The captain [x]")
         await command(stage, "/new")
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         await stage.answered("about Ishmael", "a sailor")
         titles = [chat.title for chat in ChatStore(state / "chats").list()]
         assert titles == ["about Ishmael", "The captain [x]"]
@@ -275,7 +275,7 @@ def test_chats_are_kept_reopened_renamed_and_filtered(state: Path) -> None:
         await stage.until(lambda: "a captain" in stage.text())
         assert stage.engine.turns[-1] == (Turn("about [Ahab]", "a captain"),)
         assert "a sailor" not in stage.text()
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         await stage.answered("and then?", "he sailed")
         assert [len(chat.turns) for chat in ChatStore(state / "chats").list()] == [2, 1]
         await stage.pilot.press("f4", "down", "ctrl+x")
@@ -297,7 +297,7 @@ def test_a_chat_about_a_lost_file_says_so(state: Path) -> None:
         call = await stage.call("documents")
         call.emit(DocumentsRead(()))
         call.give(None)
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         await command(stage, "/chats")
         await stage.pilot.press("enter")
         await stage.until(lambda: "is not there any more" in stage.status())
