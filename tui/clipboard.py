@@ -84,6 +84,7 @@ class Clipboard:
         except (TimeoutError, OSError):
             with suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
             return False
         return process.returncode == 0
 

@@ -6,13 +6,15 @@ not wait for it.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import SessionConfig
-from ..errors import UsageError
+from ..errors import Interrupted, UsageError
 from .engine import (
     Advanced,
     Answer,
@@ -21,8 +23,10 @@ from .engine import (
     Control,
     DocumentFacts,
     DocumentsRead,
+    Download,
     Measured,
     Meter,
+    NeedsDownload,
     Opened,
     Turn,
     Wrote,
@@ -66,6 +70,7 @@ class SessionEngine:
         settings = self._settings
         documents = self._read_files(settings.files, control)
         control.emit(Began("looking", settings.model))
+        self._fetch(control, download)
         from ..session import AskOptions, Session
 
         began = False
@@ -155,6 +160,33 @@ class SessionEngine:
         if self._session is not None:
             self._session.close()
 
+    def _fetch(self, control: Control, download: bool) -> None:
+        """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
+        from ..hub import cache_folder, missing_bytes, resolve_model
+
+        name, config = self._settings.model, self._settings.config
+        if not download:
+            needed = missing_bytes(name, revision=config.revision, offline=config.offline)
+            if needed:
+                folder = cache_folder()
+                raise NeedsDownload(
+                    Download(
+                        model=name,
+                        total_bytes=needed,
+                        free_bytes=free_bytes(folder),
+                        folder=folder,
+                    )
+                )
+            return
+
+        def received(done: int, total: int) -> None:
+            if control.stopped:
+                raise Interrupted("the download was paused; what is here is kept")
+            control.emit(Advanced("downloading", done, total))
+
+        control.emit(Began("downloading", name))
+        resolve_model(name, revision=config.revision, received=received)
+
     def _opened(self) -> Session:
         if self._session is None:
             raise UsageError("no model is open; try again, or choose another one with -m")
@@ -202,6 +234,13 @@ class SessionEngine:
                 mass_estimated=found.mass_estimated,
             )
         control.emit(Measured(cache, _memory(self._opened()), generated))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _memory(session: Session) -> tuple[Meter, ...]:

@@ -49,6 +49,9 @@ class Tmux:
             env=environment,
             check=True,
         )
+        # Without job control the shell waits also for a program that is paused from outside.
+        self.type("set +m; clear")
+        self.keys("Enter")
 
     def run(self, *words: str) -> str:
         done = subprocess.run(
