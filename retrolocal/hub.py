@@ -92,11 +92,18 @@ def missing_bytes(name: str, *, revision: str | None = None, offline: bool = Fal
             return 0
         if offline:
             raise _offline(_named(model, revision))
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import errors, snapshot_download
 
-        files = snapshot_download(
-            model, revision=revision, allow_patterns=list(WANTED), dry_run=True
-        )
+        try:
+            files = snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                dry_run=True,
+                tqdm_class=_reporter(model, None, None),
+            )
+        except errors.DryRunError as error:
+            raise error.__cause__ or error from error
         return sum(file.file_size for file in files if file.will_download)
 
 
@@ -245,12 +252,18 @@ def _reporter(
             kwargs.update(disable=silent, file=io.StringIO(), leave=False)
             super().__init__(*args, **kwargs)
 
-        def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            if not (self.told and self.unit == "B" and self.n):
-                return
-            if received is not None:
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            # Not in `display`: the lock that is held there would outlive an exception.
+            if received is not None and self._counts_bytes():
                 received(int(self.n), int(self.total or 0))
-            if progress is not None:
+            return shown
+
+        def _counts_bytes(self) -> bool:
+            return bool(self.told and self.unit == "B" and self.n)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if progress is not None and self._counts_bytes():
                 total = f" of {self.total / 1e6:.1f}" if self.total else ""
                 progress(f"{named}: {self.n / 1e6:.1f}{total} MB")
 

@@ -155,7 +155,9 @@ class Activity:
         seconds = self.time_left.seconds(now)
         if self.stage == "downloading" and now > self.stage_began:
             parts.append(f"{size(self.done / (now - self.stage_began))}/s")
-        if seconds is not None and self.done < self.total:
+        if self.done == self.total:
+            parts.append("finishing")
+        elif seconds is not None:
             parts.append(spoken(seconds))
         return StatusLine(turning, " · ".join(parts), hint, share)
 

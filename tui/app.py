@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from textual.app import App, SystemCommand
@@ -187,7 +187,7 @@ def short_path(path: Path) -> str:
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
-def _has_many_colours(environment: os._Environ[str]) -> bool:
+def _has_many_colours(environment: Mapping[str, str]) -> bool:
     """Whether the terminal says that it has more than 16 colours."""
     term = environment.get("TERM", "")
     return "256" in term or bool(environment.get("COLORTERM")) or "direct" in term

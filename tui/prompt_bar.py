@@ -88,7 +88,9 @@ class PromptInput(TextArea):
             self.post_message(self.Pasted(event.text))
 
     def action_new_line(self) -> None:
-        self.insert("\n")
+        # A key that was pressed before the screen was there ends up as an empty first line.
+        if self.text:
+            self.insert("\n")
 
     def _instead(self, event: events.Key, message: Message) -> None:
         event.prevent_default()

@@ -7,11 +7,13 @@ were there before. Imports nothing but the standard library.
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,17 @@ from typing import TextIO
 
 LOG_LIMIT = 1 << 20
 """Bytes of log that are kept from earlier runs."""
+_LOOKALIKE = "retrolocal.lookalike"
+_LOOKALIKES = {
+    **dict.fromkeys("─━╌", "-"),
+    **dict.fromkeys("│┃▏▎▍▌▋▊▉‖", "|"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯", "+"),
+    **dict.fromkeys("█▇▆▅▄▃▂▁▀▐", "#"),
+    **dict.fromkeys("●•▪◦", "*"),
+    **dict.fromkeys("◐◓◑◒○", "o"),
+    **dict(zip("…·✓✗▸‘’“”–—", ".." + "vx>''\"\"--", strict=True)),
+}
+"""What a terminal without Unicode shows for the signs of the screen, one cell each."""
 LEAVING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -30,18 +43,10 @@ def can_show(environment: Mapping[str, str]) -> bool:
     return all(stream is not None and stream.isatty() for stream in streams)
 
 
-def shows_unicode(encoding: str | None) -> bool:
-    """Whether the terminal's encoding has more than ASCII."""
-    try:
-        "▌●…".encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
 @contextmanager
 def guarded_output(log: Path) -> Iterator[None]:
     """While it lasts, what is written to stdout or stderr by anyone goes to the file `log`."""
+    codecs.register_error(_LOOKALIKE, lookalike)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _shorten(log)
     into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -72,13 +77,27 @@ def guarded_output(log: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def lookalike(error: UnicodeError) -> tuple[str, int]:
+    """Error handler for encoding: characters of ASCII that take the same cells."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_shown_as, error.object[error.start : error.end])), error.end
+
+
+def _shown_as(character: str) -> str:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+        return ""
+    wide = unicodedata.east_asian_width(character) in ("W", "F")
+    return _LOOKALIKES.get(character, "??" if wide else "?")
+
+
 def _writer(descriptor: int, like: TextIO | None) -> TextIO:
     """A stream on a descriptor that somebody else closes."""
     encoding = "utf-8" if like is None else like.encoding
     return io.TextIOWrapper(
         io.FileIO(descriptor, "w", closefd=False),
         encoding=encoding,
-        errors="replace",
+        errors=_LOOKALIKE,
         write_through=True,
     )
 

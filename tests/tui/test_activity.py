@@ -48,6 +48,11 @@ def at(phase: str, seconds: float = 2.0, **facts: object) -> str:
             "starting",
             {"stage": "prefilling", "done": 115_712, "total": 312_408},
         ),
+        (
+            "prefill 100% · 8 / 8 tokens · finishing | Esc pause",
+            "starting",
+            {"stage": "prefilling", "done": 8, "total": 8},
+        ),
         ("a download is needed | y download  n not now", "consent", {}),
         ("paused at 37%, kept | Enter goes on", "paused", {"kept": "at 37%, kept"}),
         ("ready | ", "ready", {}),

@@ -99,6 +99,32 @@ def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "chat.log").read_text() == "noise"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", "* +-- | ???? x o"),
+        ("iso8859-1", "* +-- | ???? x o"),
+        ("utf-8", "● ╭── ▌ 日本 x\u200d ◐"),
+    ],
+)
+def test_a_terminal_without_unicode_shows_lookalikes_of_the_same_width(
+    tmp_path: Path, encoding: str, shown: str
+) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from retrolocal.tui.terminal import guarded_output\n"
+        "with guarded_output(Path(sys.argv[1])):\n"
+        "    sys.__stderr__.write('● ╭── ▌ 日本 x\\u200d ◐')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.stderr.decode(encoding) == shown
+
+
 def tool(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / name
