@@ -317,6 +317,11 @@ class ChatScreen(Screen[None]):
     def source_requested(self, message: Answer.SourceRequested) -> None:
         self.commands.show_source(message.answer, message.number)
 
+    def on_resize(self) -> None:
+        # What does not fit is hidden and loses the focus.
+        if self.focused is None and self.is_current:
+            self.call_after_refresh(self.focus_prompt)
+
     def focus_prompt(self) -> None:
         self.prompt.area.focus()
 

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 
 from ..errors import RetrolocalError
 
-Work = Literal["downloading", "loading", "prefilling"]
-"""Work that can be counted."""
+Counted = Literal["downloading", "loading", "prefilling"]
+"""Stages whose end is known in bytes or tokens."""
 Stage = Literal["looking", "reading", "tokenising", "downloading", "loading", "prefilling"]
 """What is done before an answer begins."""
 StopReason = Literal["eos", "stop", "length", "interrupted"]
@@ -34,7 +34,7 @@ class Began:
 class Advanced:
     """How far a stage is."""
 
-    work: Work
+    work: Counted
     done: int
     total: int
     """Bytes of a download or of weights, tokens of a prefill; 0 when not known."""

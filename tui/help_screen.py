@@ -13,7 +13,7 @@ from .slash import COMMANDS
 
 KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send; questions asked while an answer is written wait for their turn"),
-    ("Ctrl+J, Alt+Enter", "a new line in the prompt"),
+    ("Ctrl+J", "a new line (also Alt+Enter, Shift+Enter where the terminal tells them from Enter)"),
     ("Esc", "close what is open, else stop the answer (what was written stays) or pause reading"),
     ("Ctrl+C", "copy the selection, else stop, else clear the prompt, else (twice) leave"),
     ("Ctrl+D, Ctrl+Q", "leave"),

@@ -1,7 +1,7 @@
 """Where questions are typed: several lines, history, pasted text as a chip, completion.
 
-Enter sends; Ctrl+J, Alt+Enter and Shift+Enter begin a new line (the first two survive every
-terminal). A long paste stands in the prompt as a chip and is sent as its whole text.
+Enter sends; Ctrl+J begins a new line, and so do Alt+Enter and Shift+Enter in terminals that tell
+them from Enter. A long paste stands in the prompt as a chip and is sent as its whole text.
 """
 
 from __future__ import annotations

@@ -127,6 +127,12 @@ async def answering(stage: Stage) -> None:
     await stage.pilot.pause()
 
 
+async def too_small(stage: Stage) -> None:
+    await answering(stage)
+    await stage.pilot.resize_terminal(38, 12)
+    await stage.pilot.pause()
+
+
 async def stopping(stage: Stage) -> None:
     await answering(stage)
     await stage.pilot.press("escape")
@@ -304,7 +310,7 @@ SCREENS: dict[str, Screen] = {
     "completing": Screen(completing),
     "light": Screen(themed("textual-light")),
     "sixteen-colours": Screen(themed("ansi-dark")),
-    "too-small": Screen(answering, (38, 12)),
+    "too-small": Screen(too_small),
 }
 
 

@@ -40,7 +40,7 @@ def test_a_question_typed_while_loading_is_queued_and_sent_once(state: Path) -> 
         second = await stage.call("ask")
         assert second.argument == "two"
         second.give(an_answer("2"))
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         assert stage.chat.desk.turns == [Turn("one", "1"), Turn("two", "2")]
         assert stage.engine.calls.empty()
         assert "queued" not in stage.text()
@@ -56,7 +56,7 @@ def test_esc_does_not_end_loading_or_the_application(state: Path) -> None:
         await stage.pilot.press("escape", "escape")
         assert stage.engine.stops == 0
         call.give(an_opening())
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         await stage.pilot.press("escape")
         assert "ready" in stage.status()
 
@@ -80,7 +80,7 @@ def test_prefill_is_paused_and_goes_on_with_enter(state: Path) -> None:
         again = await stage.call("read")
         again.emit(Advanced("prefilling", 49152, 49152))
         again.give(None)
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
 
     play(scene, state=state, documents=[a_document()])
 
@@ -115,7 +115,7 @@ def test_stopping_keeps_the_part_of_the_answer(state: Path) -> None:
         await stage.pilot.press("escape")
         assert stage.engine.stops == 1
         call.give(an_answer("Because of", stop_reason="interrupted"))
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         assert "Because of" in stage.text()
         assert "stopped · 212 tokens" in stage.text()
         assert stage.chat.desk.turns == [Turn("why", "Because of")]
@@ -132,7 +132,7 @@ def test_a_question_stopped_before_its_answer_is_not_part_of_the_chat(state: Pat
         await stage.until(lambda: "reading the question 50%" in stage.status())
         await stage.pilot.press("escape")
         call.give(Interrupted("stopped while reading the prompt"))
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         assert "not answered" in stage.text()
         assert stage.chat.desk.turns == []
         assert not list(stage.chat.query(Card))
@@ -180,7 +180,7 @@ def test_a_download_is_asked_for_and_started(state: Path) -> None:
         third = await stage.call("open")
         assert third.argument is True
         third.give(an_opening())
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
 
     play(scene, state=state)
 
@@ -222,7 +222,7 @@ def test_an_error_is_a_card_whose_keys_work(state: Path) -> None:
         assert "needs 9 GiB [/b]" in (state / "copied.txt").read_text()
         await stage.pilot.press("r")
         (await stage.call("open")).give(an_opening())
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
         assert "Not enough memory" not in stage.text()
 
     play(scene, state=state)
@@ -281,7 +281,7 @@ def test_a_document_that_cannot_be_added_changes_nothing(state: Path) -> None:
         assert call.argument == (str(path),)
         call.give(DocumentError("a.pdf is encrypted; give --password"))
         await stage.until(lambda: "The document cannot be read" in stage.text())
-        await stage.until(lambda: "ready" in stage.status())
+        await stage.until(stage.resting)
 
     play(scene, state=state)
 
