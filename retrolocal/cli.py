@@ -107,9 +107,19 @@ def _chat(words: list[str]) -> int:
         return 0
     config = session_config(arguments)
     check(arguments)
-    from .tui.plain import chat
-
+    if wants_application(arguments):
+        from .tui.launch import chat
+    else:
+        from .tui.plain import chat
     return chat(arguments, config, sampling_given(arguments))
+
+
+def wants_application(arguments: argparse.Namespace) -> bool:
+    """Whether to chat in the whole screen: on a terminal, unless the words ask for less."""
+    from .tui.terminal import can_show
+
+    less = arguments.plain or arguments.json or arguments.single_turn
+    return arguments.prompt is None and not less and can_show(os.environ)
 
 
 def chat_parser() -> argparse.ArgumentParser:
@@ -117,8 +127,8 @@ def chat_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "retrolocal chat",
         "retrolocal chat [-m MODEL] [-f FILE]... [-p PROMPT] [options]",
-        "Ask a model about documents, or just talk to it. Without -p on a terminal it asks for "
-        "questions until Ctrl-D; a question may also be piped in.",
+        "Ask a model about documents, or just talk to it. On a terminal, without -p, the chat "
+        "takes the whole screen (--plain: line by line); a question may also be piped in.",
     )
     _model_options(parser.add_argument_group("model and text"))
     _cache_options(parser.add_argument_group("cache"))
@@ -255,7 +265,16 @@ def _answer_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _output_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--plain", action="store_true", help="plain text, also on a terminal")
+    group.add_argument(
+        "--plain",
+        action="store_true",
+        help="line by line, also on a terminal",
+    )
+    group.add_argument(
+        "--no-mouse",
+        action="store_true",
+        help="leave the mouse to the terminal",
+    )
     group.add_argument("--json", action="store_true", help="print one JSON object per answer")
     group.add_argument("-st", "--single-turn", action="store_true", help="leave after one answer")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")

@@ -131,11 +131,16 @@ class Context:
         if self._logits is None:
             raise UsageError("the prompt is empty; give at least one word")
         self.dialogue, self.waiting = dialogue, ()
-        self._marks = [self._marks[0], self.here()]
+        if ids:
+            self._marks = [self._marks[0], before, self.here()]
         return self._logits
 
     def rewind_to(self, dialogue: str) -> str:
-        """Goes back to the last point that `dialogue` continues; returns what follows there."""
+        """Goes back to the last point that `dialogue` continues; returns what follows there.
+
+        Points are the end of the head and, of the last question, its beginning and its end: asked
+        again it costs nothing, edited it costs itself.
+        """
         if not dialogue.startswith(self.dialogue):
             self.go_back(
                 next(mark for mark in reversed(self._marks) if dialogue.startswith(mark.dialogue))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,23 @@ def resolve_model(
     revision: str | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
+    received: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The folder of the model `name`: `builtin`, a folder, or `org/name[@revision]` on the Hub.
 
-    With `offline` nothing is fetched. `progress` receives lines about a download, from any thread.
+    With `offline` nothing is fetched. `progress` receives lines about a download and `received`
+    its bytes so far and in all (0 when unknown), from any thread; what they raise ends it.
     Raises ModelError.
     """
+    here = _local(name)
+    if here is not None:
+        return here
+    model, _, tagged = name.partition("@")
+    return _from_hub(model, revision or tagged or None, offline, progress, received)
+
+
+def _local(name: str) -> Path | None:
+    """The folder that `name` means without the Hub; None for a Hub id. Raises ModelError."""
     if name == "builtin":
         return _checked(builtin_model(), "the installation is incomplete; reinstall retrolocal")
     folder = Path(name).expanduser()
@@ -57,7 +69,7 @@ def resolve_model(
         raise ModelError(f"no such folder: {name}; check the path, or {_OTHERWISE}")
     if not _HUB_ID.fullmatch(model) or (tagged == "" and "@" in name):
         raise ModelError(f"{name!r} is neither a folder nor a Hub id; write org/name[@revision]")
-    return _from_hub(model, revision or tagged or None, offline, progress)
+    return None
 
 
 def _checked(folder: Path, advice: str) -> Path:
@@ -66,16 +78,51 @@ def _checked(folder: Path, advice: str) -> Path:
     return folder
 
 
-def _from_hub(
-    model: str, revision: str | None, offline: bool, progress: Callable[[str], None] | None
-) -> Path:
-    # Importing it takes a third of a second, which no command but this one should pay.
-    from huggingface_hub import errors, snapshot_download
+def missing_bytes(name: str, *, revision: str | None = None, offline: bool = False) -> int:
+    """Bytes that `resolve_model` would fetch from the Hub; 0 for a model that is on this machine.
 
-    # The base of the HTTP library's errors, whichever library this version of the Hub client uses.
-    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    named = model if revision is None else f"{model}@{revision}"
-    try:
+    Takes what `resolve_model` takes and raises what it raises.
+    """
+    if _local(name) is not None:
+        return 0
+    model, _, tagged = name.partition("@")
+    revision = revision or tagged or None
+    with _said_plainly(model, revision):
+        if _cached(model, revision) is not None:
+            return 0
+        if offline:
+            raise _offline(_named(model, revision))
+        from huggingface_hub import errors, snapshot_download
+
+        try:
+            files = snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                dry_run=True,
+                tqdm_class=_reporter(model, None, None),
+            )
+        except errors.DryRunError as error:
+            raise error.__cause__ or error from error
+        return sum(file.file_size for file in files if file.will_download)
+
+
+def cache_folder() -> Path:
+    """Where downloaded models are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _from_hub(
+    model: str,
+    revision: str | None,
+    offline: bool,
+    progress: Callable[[str], None] | None,
+    received: Callable[[int, int], None] | None,
+) -> Path:
+    named = _named(model, revision)
+    with _said_plainly(model, revision):
         cached = _cached(model, revision)
         if cached is not None:
             return cached
@@ -83,12 +130,34 @@ def _from_hub(
             raise _offline(named)
         if progress is not None:
             progress(f"{named}: looking it up on the Hugging Face Hub")
+        # Importing it takes a third of a second, which no command but this one should pay.
+        from huggingface_hub import snapshot_download
+
         folder = snapshot_download(
             model,
             revision=revision,
             allow_patterns=list(WANTED),
-            tqdm_class=_reporter(named, progress),
+            tqdm_class=_reporter(named, progress, received),
         )
+    missing = _missing(Path(folder))
+    if missing:
+        raise ModelError(
+            f"{named} lacks {missing}: the Hub has none (retrolocal needs safetensors), or it"
+            f" cannot be reached to complete the download; {_OTHERWISE}"
+        )
+    return Path(folder)
+
+
+@contextmanager
+def _said_plainly(model: str, revision: str | None) -> Iterator[None]:
+    """What the Hub's client raises becomes a ModelError that says what to do."""
+    from huggingface_hub import errors
+
+    # The base of the HTTP library's errors, whichever library this version of the Hub client uses.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    named = _named(model, revision)
+    try:
+        yield
     except errors.HFValidationError as error:
         raise ModelError(f"{named!r} is no Hub id ({_reason(error)})") from error
     except errors.GatedRepoError as error:
@@ -111,13 +180,10 @@ def _from_hub(
         raise _unreachable(named, error) from error
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{named} could not be downloaded ({_reason(error)})") from error
-    missing = _missing(Path(folder))
-    if missing:
-        raise ModelError(
-            f"{named} lacks {missing}: the Hub has none (retrolocal needs safetensors), or it"
-            f" cannot be reached to complete the download; {_OTHERWISE}"
-        )
-    return Path(folder)
+
+
+def _named(model: str, revision: str | None) -> str:
+    return model if revision is None else f"{model}@{revision}"
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
@@ -168,8 +234,12 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _reporter(named: str, progress: Callable[[str], None] | None) -> type[Any]:
-    """A progress bar class that says lines to `progress` and draws nothing."""
+def _reporter(
+    named: str,
+    progress: Callable[[str], None] | None,
+    received: Callable[[int, int], None] | None,
+) -> type[Any]:
+    """A progress bar class that tells `progress` and `received` and draws nothing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     base: type[Any] = tqdm
@@ -178,11 +248,22 @@ def _reporter(named: str, progress: Callable[[str], None] | None) -> type[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # Of the two bars in bytes, the other one counts what the network carried.
             self.told = not str(kwargs.get("name")).endswith(".transfer")
-            kwargs.update(disable=progress is None, file=io.StringIO(), leave=False)
+            silent = progress is None and received is None
+            kwargs.update(disable=silent, file=io.StringIO(), leave=False)
             super().__init__(*args, **kwargs)
 
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            # Not in `display`: the lock that is held there would outlive an exception.
+            if received is not None and self._counts_bytes():
+                received(int(self.n), int(self.total or 0))
+            return shown
+
+        def _counts_bytes(self) -> bool:
+            return bool(self.told and self.unit == "B" and self.n)
+
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            if progress is not None and self.told and self.unit == "B" and self.n:
+            if progress is not None and self._counts_bytes():
                 total = f" of {self.total / 1e6:.1f}" if self.total else ""
                 progress(f"{named}: {self.n / 1e6:.1f}{total} MB")
 

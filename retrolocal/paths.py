@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_data_path
+from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from .config import environment
 
@@ -33,3 +33,11 @@ def library_dir() -> Path:
     if given is not None:
         return Path(given).expanduser().absolute()
     return user_data_path("retrolocal", appauthor=False) / "library"
+
+
+def state_dir() -> Path:
+    """What a person would miss but no program needs: chats, a log.
+
+    `$XDG_STATE_HOME/retrolocal`.
+    """
+    return user_state_path("retrolocal", appauthor=False)

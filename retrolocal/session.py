@@ -208,6 +208,31 @@ class Session:
         """System text of the conversation; it stands after the documents."""
         self._conversation = replace(self._conversation, system=text)
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Questions and replies of the conversation so far."""
+        return self._conversation.messages
+
+    def set_messages(self, messages: Sequence[Message]) -> None:
+        """The conversation goes on from these; what the caches hold of them is not read again."""
+        self._conversation = replace(self._conversation, messages=tuple(messages))
+
+    def set_documents(self, documents: Sequence[Document]) -> None:
+        """The conversation is about these now; raises ContextError or MemoryLimitError."""
+        self._require_room(documents)
+        self._conversation = replace(self._conversation, documents=tuple(documents))
+        self._context = None
+
+    def statistics(self) -> CacheStatistics | None:
+        """The figures of the conversation's caches, also while it is answered; None before."""
+        caches = () if self._context is None else self._context.caches
+        return combine(cache.statistics() for cache in caches) if caches else None
+
+    def read_documents(self) -> Iterator[Progress]:
+        """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
+        self._stopped = False
+        yield from self._conversation_context().read_head()
+
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
 
@@ -217,9 +242,8 @@ class Session:
         """
         messages = (*self._conversation.messages, Message("user", prompt))
         asked = replace(self._conversation, messages=messages)
-        if self._context is None:
-            self._context = self._new_context(asked)
-        for event in self._answer(self._context, asked, options or AskOptions()):
+        context = self._conversation_context()
+        for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):
                 reply = Message("assistant", event.text)
                 self._conversation = replace(asked, messages=(*messages, reply))
@@ -315,6 +339,11 @@ class Session:
 
     def _caches(self) -> list[AnyCache]:
         return layer_caches(self.model_config, self.config, self.dtype, self.device)
+
+    def _conversation_context(self) -> Context:
+        if self._context is None:
+            self._context = self._new_context(self._conversation)
+        return self._context
 
     def _new_context(self, conversation: Conversation) -> Context:
         return Context(

@@ -16,7 +16,7 @@ FOLDERS = {
     "tui": "retrolocal.tui",
 }
 LAYERS: list[set[str]] = [
-    {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files"}
+    {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
@@ -34,6 +34,7 @@ WITHOUT_TORCH = {
         "statistics",
         "arguments",
         "files",
+        "chats",
         "shared_options",
         "measurement",
         "cli",

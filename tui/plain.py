@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,18 +29,19 @@ from rich.progress import (
 from rich.text import Text
 
 from ..config import SessionConfig
-from ..errors import DocumentError, Interrupted, UsageError
+from ..errors import Interrupted, UsageError
 from ..generate import Piece, Progress
 from ..ingest.document import Document
 from ..ingest.extract import read_document
 from ..session import AskOptions, Reply, Session
+from .system_text import system_text
 
 
 def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
     """Runs `retrolocal chat`; returns the exit code."""
     screen = _Screen(quiet=arguments.quiet)
     questions = _questions(arguments)
-    system = _system_text(arguments)
+    system = system_text(arguments)
     documents = _documents(arguments, screen)
     model = arguments.model
     if model is None:
@@ -265,19 +265,6 @@ def _typed(*, once: bool) -> Iterator[str]:
             yield line
             if once:
                 return
-
-
-def _system_text(arguments: argparse.Namespace) -> str | None:
-    if arguments.system_prompt_file is None:
-        text: str | None = arguments.system_prompt
-        return text
-    path = Path(arguments.system_prompt_file)
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
 def _documents(arguments: argparse.Namespace, screen: _Screen) -> list[Document]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from retrolocal import hub
-from retrolocal.errors import ModelError
-from retrolocal.hub import resolve_model
+from retrolocal.errors import Interrupted, ModelError
+from retrolocal.hub import missing_bytes, resolve_model
 
 COMMIT = "a" * 40
 SMALL = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"0123456789"}
@@ -231,6 +231,36 @@ def test_a_download(fake_hub: FakeHub, cache: Path, capfd: pytest.CaptureFixture
 def test_a_download_in_silence(fake_hub: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
     resolve_model("org/model")
     assert "%|" not in capfd.readouterr().err
+
+
+def test_a_download_tells_its_bytes_before_and_meanwhile(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.files["model.safetensors"] = b"0" * 100_000
+    fake_hub.files["pickle.bin"] = b"never"
+    assert missing_bytes("org/model") == 100_004
+    assert not list(cache.rglob("*.safetensors"))
+    told: list[tuple[int, int]] = []
+    resolve_model("org/model", received=lambda done, total: told.append((done, total)))
+    assert max(told)[0] > 100_000
+    assert all(done <= total for done, total in told)
+    assert missing_bytes("org/model") == 0
+    assert missing_bytes("builtin") == 0
+
+
+def test_a_download_is_ended_by_whom_it_tells(fake_hub: FakeHub, cache: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise Interrupted("paused")
+
+    with pytest.raises(Interrupted):
+        resolve_model("org/model", received=stop)
+    assert resolve_model("org/model").is_dir()
+
+
+def test_the_bytes_of_a_model_that_is_not_there(fake_hub: FakeHub) -> None:
+    with pytest.raises(ModelError, match="offline"):
+        missing_bytes("org/model", offline=True)
+    fake_hub.errors["/api"] = (404, "RepoNotFound")
+    with pytest.raises(ModelError, match="does not exist"):
+        missing_bytes("org/model")
 
 
 def test_an_incomplete_model_is_completed(fake_hub: FakeHub, cache: Path) -> None:

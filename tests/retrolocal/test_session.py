@@ -23,6 +23,7 @@ from retrolocal.errors import (
     UsageError,
 )
 from retrolocal.generate import Piece, Progress
+from retrolocal.ingest.extract import read_document
 from retrolocal.session import AskOptions, Event, Reply, Session, load
 
 SHORT = AskOptions(max_new_tokens=12)
@@ -164,7 +165,7 @@ def test_stopping_keeps_the_part_of_the_answer(session: Session) -> None:
 
 
 def test_stopping_while_reading_forgets_the_question(session: Session, book: Path) -> None:
-    session._conversation = session._conversation.__class__((retrolocal_document(book),))
+    session._conversation = session._conversation.__class__((read_document(book),))
     events = session.ask("x", SHORT)
     assert isinstance(next(events), Progress)
     session.stop()
@@ -177,10 +178,58 @@ def test_stopping_while_reading_forgets_the_question(session: Session, book: Pat
     assert resumed.text == fresh.text
 
 
-def retrolocal_document(path: Path) -> object:
-    from retrolocal.ingest.extract import read_document
+def test_documents_are_read_ahead_and_a_stopped_reading_goes_on(
+    session: Session, book: Path
+) -> None:
+    session.set_documents([read_document(book)])
+    assert session.statistics() is None
+    events = session.read_documents()
+    first = next(events)
+    assert (first.stage, first.done) == ("prefill", 64)
+    session.stop()
+    with pytest.raises(Interrupted):
+        list(events)
+    [*_, last] = session.read_documents()
+    assert last.done == last.total < 3000
+    held = session.statistics()
+    assert held is not None
+    assert held.tokens == last.total + 64
+    asked = reply(session.ask("y", greedy(session, max_new_tokens=6)))
+    assert asked.prefill_tokens < 30
+    assert list(session.read_documents()) == []
+    fresh = reply(session.stream("y", [book], options=greedy(session, max_new_tokens=6)))
+    assert asked.text == fresh.text
 
-    return read_document(path)
+
+@pytest.mark.parametrize("cache", ["dense", "wave"])
+def test_the_last_question_asked_again_or_edited_reads_itself_only(
+    tiny_model: Path, book: Path, cache: str
+) -> None:
+    small = WaveConfig(segment_tokens=256, growth_tokens=64)
+    config = SessionConfig(cache=cache, wave=small)  # type: ignore[arg-type]
+    session = Session.open(str(tiny_model), config, documents=[read_document(book)])
+    options = greedy(session, max_new_tokens=120, ignore_eos=True)
+    turns = [reply(session.ask(question, options)).text for question in ("one", "two", "three")]
+    session.set_messages(session.messages[:-2])
+    again = reply(session.ask("three", options))
+    assert (again.text, again.prefill_tokens) == (turns[2], 0)
+    session.set_messages(session.messages[:-2])
+    edited = reply(session.ask("four", options))
+    assert edited.prefill_tokens < 30
+    fresh = Session.open(str(tiny_model), config, documents=[read_document(book)])
+    for question in ("one", "two"):
+        reply(fresh.ask(question, options))
+    assert reply(fresh.ask("four", options)).text == edited.text
+
+
+def test_a_conversation_is_taken_up_again(session: Session, tiny_model: Path) -> None:
+    options = greedy(session, max_new_tokens=15)
+    reply(session.ask("one", options))
+    expected = session.messages
+    second = reply(session.ask("two", options)).text
+    other = load(str(tiny_model))
+    other.set_messages(expected)
+    assert reply(other.ask("two", options)).text == second
 
 
 def test_leaving_an_answer_in_the_middle_drops_it(session: Session) -> None:

@@ -19,12 +19,12 @@ PATIENCE = 60.0
 
 
 class Terminal:
-    """`retrolocal chat` on a pseudo-terminal."""
+    """`retrolocal chat --plain` on a pseudo-terminal."""
 
     def __init__(self, *words: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "retrolocal", "chat", *words],
+            [sys.executable, "-m", "retrolocal", "chat", "--plain", *words],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -1,0 +1,164 @@
+"""Chats on disk: one JSON file each, in a folder that only its owner can read.
+
+A chat is what was asked and answered, and which documents and model it was about; keys and values
+are not part of it. A file is written beside and renamed, so that a crash leaves the old or the
+new one. Text that is not a chat is left alone and not listed. Imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+FORMAT = 1
+MAX_BYTES = 64 << 20
+"""Of a chat's file; a larger one is not ours."""
+TITLE_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """One conversation."""
+
+    id: str
+    title: str
+    created: str
+    """ISO 8601, UTC; `updated` too."""
+    updated: str
+    model: str
+    documents: tuple[str, ...] = ()
+    """Paths as they were given, made absolute."""
+    turns: tuple[ChatTurn, ...] = ()
+
+
+class ChatStore:
+    """The chats of one folder; made when the first one is saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def new(self, model: str, documents: Sequence[str], first_question: str) -> Chat:
+        """A chat that is not saved yet, named by its first question."""
+        now = _now()
+        title = " ".join(first_question.split())[:TITLE_CHARACTERS] or "chat"
+        return Chat(
+            id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+            title=title,
+            created=now,
+            updated=now,
+            model=model,
+            documents=tuple(str(Path(path).expanduser().absolute()) for path in documents),
+        )
+
+    def save(self, chat: Chat) -> Chat:
+        """Writes a chat; returns it with the time of this. Raises DataError."""
+        chat = replace(chat, updated=_now())
+        text = json.dumps({"format": FORMAT, **asdict(chat)}, ensure_ascii=False, indent=1)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.chmod(0o700)
+            write_private(self._path(chat.id), text)
+        except OSError as error:
+            raise DataError(
+                f"the chat could not be saved in {self.folder} ({error.strerror}); "
+                "/export writes it elsewhere"
+            ) from error
+        return chat
+
+    def load(self, chat_id: str) -> Chat:
+        """Raises DataError when there is no such chat or its file is damaged."""
+        path = self._path(chat_id)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise DataError(f"{path} is larger than any chat; remove it")
+            return _chat(json.loads(path.read_bytes()))
+        except FileNotFoundError as error:
+            raise DataError(f"there is no chat {chat_id} in {self.folder}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a chat of this program ({error}); remove it") from error
+
+    def list(self) -> list[Chat]:
+        """All chats that can be read, newest first."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            try:
+                found.append(self.load(path.stem))
+            except DataError:
+                continue
+        return sorted(found, key=lambda chat: (chat.updated, chat.id), reverse=True)
+
+    def rename(self, chat: Chat, title: str) -> Chat:
+        """Raises DataError."""
+        title = " ".join(title.split())[:TITLE_CHARACTERS]
+        return self.save(replace(chat, title=title)) if title else chat
+
+    def delete(self, chat_id: str) -> None:
+        """Removes a chat; one that is gone already is no error."""
+        self._path(chat_id).unlink(missing_ok=True)
+
+    def _path(self, chat_id: str) -> Path:
+        if not chat_id or Path(chat_id).name != chat_id or chat_id.startswith("."):
+            raise DataError(f"{chat_id!r} names no chat")
+        return self.folder / f"{chat_id}.json"
+
+
+def as_markdown(chat: Chat) -> str:
+    """The chat for reading: a heading, what it was about, questions as quotations, answers."""
+    about = ", ".join(Path(path).name for path in chat.documents) or "no document"
+    parts = [f"# {chat.title}", f"{chat.model} · {about} · {chat.created}"]
+    for turn in chat.turns:
+        parts.append("\n".join(f"> {line}".rstrip() for line in turn.question.split("\n")))
+        parts.append(turn.answer.strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all; raises OSError."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _chat(facts: dict[str, Any]) -> Chat:
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']}, this program reads {FORMAT}")
+    texts = {name: facts[name] for name in ("id", "title", "created", "updated", "model")}
+    turns = tuple(ChatTurn(turn["question"], turn["answer"]) for turn in facts["turns"])
+    documents = tuple(facts["documents"])
+    strings = (
+        *texts.values(),
+        *documents,
+        *(t.question for t in turns),
+        *(t.answer for t in turns),
+    )
+    if not all(isinstance(value, str) for value in strings):
+        raise TypeError("a value is not text")
+    return Chat(**texts, documents=documents, turns=turns)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

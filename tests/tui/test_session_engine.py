@@ -1,0 +1,182 @@
+"""The real engine behind the protocol, with a tiny random model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from retrolocal.config import SessionConfig
+from retrolocal.errors import ContextError, DocumentError, Interrupted, ModelError, UsageError
+from retrolocal.tui.engine import (
+    Advanced,
+    Began,
+    DocumentsRead,
+    Engine,
+    Event,
+    Measured,
+    NeedsDownload,
+    Turn,
+    Wrote,
+)
+from retrolocal.tui.session_engine import EngineSettings, SessionEngine, free_bytes
+
+
+@dataclass
+class Listener:
+    events: list[Event] = field(default_factory=list)
+    stopped: bool = False
+    stop_after: int = 10**9
+    """Pieces of text after which it is stopped."""
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        self.stopped = self.stopped or len(self.of(Wrote)) >= self.stop_after
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def settings(tiny_model: Path) -> EngineSettings:
+    return EngineSettings(
+        model=str(tiny_model),
+        config=SessionConfig(batch_size=64),
+        sampling={"temperature": 0.0},
+        max_new_tokens=20,
+        ignore_eos=True,
+    )
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} tells of {i * i % 97} ships. " for i in range(30)))
+    return path
+
+
+def opened(settings: EngineSettings) -> SessionEngine:
+    engine = SessionEngine(settings)
+    engine.open(Listener(), download=False)
+    return engine
+
+
+def test_opening_and_reading_say_what_they_do(settings: EngineSettings, book: Path) -> None:
+    engine: Engine = SessionEngine(replace(settings, files=(str(book),)))
+    listener = Listener()
+    model = engine.open(listener, download=False)
+    assert model.max_tokens == 4096
+    began = [event.stage for event in listener.events if isinstance(event, Began)]
+    assert began == ["reading", "looking", "loading"]
+    [read] = listener.of(DocumentsRead)
+    assert isinstance(read, DocumentsRead)
+    assert (read.documents[0].name, read.documents[0].path) == ("book.txt", str(book))
+    listener = Listener()
+    engine.read_documents(listener)
+    advanced = [event for event in listener.events if isinstance(event, Advanced)]
+    assert [one.work for one in advanced] == ["prefilling"] * len(advanced)
+    assert len(advanced) > 3
+    assert advanced[-1].done == advanced[-1].total
+    measured = listener.of(Measured)[-1]
+    assert isinstance(measured, Measured)
+    assert measured.cache is not None
+    assert measured.cache.tokens == advanced[-1].total
+    assert [meter.name for meter in measured.memory][-1] == "RAM"
+
+
+def test_an_answer_is_told_piece_by_piece(settings: EngineSettings) -> None:
+    engine = opened(settings)
+    listener = Listener()
+    answer = engine.ask("hello", listener)
+    text = "".join(event.text for event in listener.events if isinstance(event, Wrote))
+    assert text == answer.text
+    assert (answer.stop_reason, answer.generated_tokens) == ("length", 20)
+    assert listener.of(Measured)
+
+
+def test_turns_are_set_and_go_on(settings: EngineSettings) -> None:
+    engine = opened(settings)
+    first = engine.ask("one", Listener())
+    second = engine.ask("two", Listener())
+    engine.set_turns([Turn("one", first.text)])
+    again = engine.ask("two", Listener())
+    assert (again.text, again.prefill_tokens) == (second.text, 0)
+    other = opened(settings)
+    other.set_turns([Turn("one", first.text)])
+    assert other.ask("two", Listener()).text == second.text
+
+
+def test_a_stop_that_came_too_early_is_not_forgotten(settings: EngineSettings, book: Path) -> None:
+    engine = opened(settings)
+    listener = Listener(stop_after=3)
+    answer = engine.ask("x", listener)
+    assert answer.stop_reason == "interrupted"
+    assert answer.generated_tokens < 8
+    engine.set_documents([], Listener())
+    with pytest.raises(Interrupted):
+        engine.set_documents([str(book)], Listener(stopped=True))
+    engine.read_documents(Listener())
+    assert engine.ask("y", Listener()).prompt_tokens > 600
+
+
+def test_documents_are_exchanged_and_wrong_ones_change_nothing(
+    settings: EngineSettings, book: Path, tmp_path: Path
+) -> None:
+    engine = opened(replace(settings, files=(str(book),)))
+    engine.read_documents(Listener())
+    with pytest.raises(DocumentError):
+        engine.set_documents([str(tmp_path / "nowhere.txt")], Listener())
+    long = tmp_path / "long.txt"
+    long.write_text("x" * 9000)
+    listener = Listener()
+    with pytest.raises(ContextError):
+        engine.set_documents([str(book), str(long)], listener)
+    told = listener.of(DocumentsRead)[-1]
+    assert isinstance(told, DocumentsRead)
+    assert [document.name for document in told.documents] == ["book.txt"]
+    asked = engine.ask("y", Listener())
+    assert asked.prompt_tokens > 600
+    assert asked.prefill_tokens < 40
+    engine.set_documents([], Listener())
+    assert engine.ask("y", Listener()).prompt_tokens < 200
+
+
+def test_what_cannot_be_opened_is_one_line(settings: EngineSettings, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        SessionEngine(replace(settings, model="/nowhere")).open(Listener(), download=False)
+    with pytest.raises(DocumentError):
+        SessionEngine(replace(settings, files=("/nowhere",))).open(Listener(), download=False)
+    with pytest.raises(UsageError, match="no model is open"):
+        SessionEngine(settings).ask("x", Listener())
+    SessionEngine(settings).stop()
+    SessionEngine(settings).close()
+
+
+def test_a_model_that_is_not_here_is_asked_for_and_fetched(
+    settings: EngineSettings, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Advanced] = []
+
+    def resolve(name: str, **options: object) -> Path:
+        received = options["received"]
+        received(10, 40)  # type: ignore[operator]
+        return tiny_model
+
+    monkeypatch.setattr("retrolocal.hub.missing_bytes", lambda name, **options: 40)
+    monkeypatch.setattr("retrolocal.hub.resolve_model", resolve)
+    engine = SessionEngine(settings)
+    with pytest.raises(NeedsDownload) as needed:
+        engine.open(Listener(), download=False)
+    assert needed.value.download.total_bytes == 40
+    assert needed.value.download.free_bytes > 0
+    listener = Listener()
+    engine.open(listener, download=True)
+    told = [event for event in listener.events if isinstance(event, Advanced)]
+    assert told[0] == Advanced("downloading", 10, 40)
+    with pytest.raises(Interrupted, match="is kept"):
+        SessionEngine(settings).open(Listener(stopped=True), download=True)
+
+
+def test_free_bytes_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "a" / "b") > 0

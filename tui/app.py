@@ -1,0 +1,193 @@
+"""The application: themes, leaving, copying, the command palette; one chat screen.
+
+`run` is the whole of it for the command line; tests make the same application with another
+engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding
+from textual.command import CommandPalette
+from textual.screen import Screen
+
+from . import slash
+from .bridge import Bridge
+from .chat_screen import ChatScreen
+from .clipboard import Clipboard
+from .engine import ChatSettings, Engine
+from .leave_screen import LeaveScreen
+from .palette import Palette
+from .terminal import LEAVING_SIGNALS
+
+AGAIN_SECONDS = 1.5
+"""In which Ctrl+C in an empty prompt has to come twice to leave."""
+
+
+class ChatApp(App[None]):
+    """Leaves with `return_code`: 0, or 128 + n for signal n."""
+
+    TITLE = "retrolocal"
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS = [
+        Binding("ctrl+q", "quit", "quit", priority=True),
+        Binding("ctrl+c", "interrupt", "stop or leave", priority=True),
+        Binding("ctrl+d", "end", "leave", priority=True),
+    ]
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ChatSettings,
+        state: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.clock = clock
+        """Seconds; what is shown of time is read from it."""
+        self.state = state
+        """Folder of chats, log and history."""
+        self.left: int | None = None
+        """The exit code once the user, or a signal, has decided to leave."""
+        self._chat: ChatScreen | None = None
+        self._engine = engine
+        self._settings = settings
+        self._again_until = 0.0
+        self.clipboard_ways = Clipboard(
+            environment=os.environ, send=self.copy_to_clipboard, keep=state / "copied.txt"
+        )
+        if not _has_many_colours(os.environ):
+            self.theme = "ansi-dark"
+
+    def get_default_screen(self) -> Screen[None]:
+        self._chat = ChatScreen(self._engine, self._settings, self)
+        return self._chat
+
+    @property
+    def chat(self) -> ChatScreen:
+        assert self._chat is not None, "the application has been run"
+        return self._chat
+
+    def on_mount(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in LEAVING_SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+
+    def on_unmount(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in LEAVING_SIGNALS:
+            loop.remove_signal_handler(number)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: Textual's own, and every slash command that needs no argument."""
+        yield from super().get_system_commands(screen)
+        for command in slash.COMMANDS:
+            if not command.argument or command.argument.startswith("["):
+                yield SystemCommand(f"/{command.name}", command.what, self._runner(command))
+
+    def copy(self, text: str) -> None:
+        """Copies a text and says how that was done."""
+        if not text:
+            self.chat.flash("there is nothing to copy")
+            return
+        self.run_worker(self._copy(text), group="copy")
+
+    async def _copy(self, text: str) -> None:
+        done = await self.clipboard_ways.copy(text)
+        where = f"; it is also in {short_path(done.file)}" if done.file is not None else ""
+        word = "copied" if done.certain else "sent to be copied"
+        self.chat.flash(f"{word}: {len(text):,} characters, by {done.way}{where}")
+
+    def clear_and_redraw(self) -> None:
+        """Draws everything again, over whatever others wrote on the screen."""
+        self.refresh(repaint=True, layout=True)
+
+    def action_interrupt(self) -> None:
+        """Ctrl+C: copies a selection, else stops, else clears the prompt, else leaves."""
+        chat = self.chat
+        selected = self.screen.get_selected_text() or chat.prompt.area.selected_text
+        if selected:
+            self.copy(selected)
+            self.screen.clear_selection()
+        elif self.screen is not chat:
+            self.pop_screen()
+        elif chat.desk.stop():
+            return
+        elif chat.prompt.text:
+            chat.prompt.set_text("")
+        elif self._again():
+            self.leave(130)
+        else:
+            chat.flash("Ctrl+C again leaves")
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, CommandPalette):
+            self.push_screen(Palette(id="--command-palette"))
+
+    def action_end(self) -> None:
+        """Ctrl+D: leaves from an empty prompt, deletes to the right in another."""
+        if self.chat.prompt.text:
+            self.chat.prompt.area.action_delete_right()
+        else:
+            self.run_worker(self.action_quit())
+
+    async def action_quit(self) -> None:
+        """Asks once while something is being done, else leaves."""
+        chat = self.chat
+        if isinstance(self.screen, LeaveScreen):
+            self.leave()
+        elif chat.desk.activity.busy:
+            await self.push_screen(LeaveScreen(chat.desk.activity), self._leave_when)
+        else:
+            self.leave()
+
+    def _leave_when(self, sure: bool | None) -> None:
+        if sure:
+            self.leave()
+
+    def leave(self, code: int = 0) -> None:
+        """Keeps what there is of the chat, ends the engine, gives the terminal back."""
+        if self.left is None:
+            self.left = code
+            self.chat.commands.keep(self.chat.desk.partial)
+        self.exit(return_code=code)
+
+    def end_engine(self) -> Bridge | None:
+        """Ends the engine's work; its bridge is there to be waited for."""
+        return None if self._chat is None else self._chat.end_engine()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self.leave(128 + number)
+
+    def _again(self) -> bool:
+        now = self.clock()
+        again, self._again_until = now < self._again_until, now + AGAIN_SECONDS
+        return again
+
+    def _runner(self, command: slash.Command) -> Callable[[], None]:
+        return lambda: self.chat.run_command(command)
+
+    def _watch_app_focus(self, focus: bool) -> None:
+        # Textual styles every widget anew when the terminal gains or loses the focus; nothing
+        # here looks different then, and the prompt keeps the focus.
+        return
+
+
+def short_path(path: Path) -> str:
+    """The path with `~` for the home directory."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _has_many_colours(environment: Mapping[str, str]) -> bool:
+    """Whether the terminal says that it has more than 16 colours."""
+    term = environment.get("TERM", "")
+    return "256" in term or bool(environment.get("COLORTERM")) or "direct" in term

@@ -1,0 +1,241 @@
+"""What the slash commands do; the keys that do the same come here, too.
+
+A command raises RetrolocalError where it makes no sense; the screen then shows one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..chats import Chat, ChatStore, ChatTurn, as_markdown, write_private
+from ..errors import DataError, DocumentError, UsageError
+from .answer import Answer, Question
+from .chats_screen import ChatsScreen
+from .engine import Turn
+from .foreign import one_line
+from .help_screen import HelpScreen
+from .slash import Command, number
+from .source_view import SourceScreen
+
+if TYPE_CHECKING:
+    from .chat_screen import ChatScreen
+
+
+class ChatCommands:
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+        self._saved: Chat | None = None
+
+    @property
+    def store(self) -> ChatStore:
+        return ChatStore(self._screen.state / "chats")
+
+    def run(self, command: Command, argument: str) -> None:
+        """Does what a command says."""
+        getattr(self, command.name)(argument)
+
+    def file(self, argument: str) -> None:
+        path = Path(argument.strip("'\"")).expanduser()
+        if not path.exists():
+            raise DocumentError(f"there is no file {path}; check the path")
+        known = [document.path for document in self._screen.desk.documents]
+        self._screen.desk.set_documents([*known, str(path)])
+
+    def docs(self, argument: str) -> None:
+        documents = self._screen.desk.documents
+        lines = [
+            f"{document.name}  {len(document.text):,} characters"
+            + (f", {len(document.pages):,} pages" if document.pages else "")
+            for document in documents
+        ]
+        self._screen.note("\n".join(lines) or "no documents; /file PATH adds one")
+
+    def drop(self, argument: str) -> None:
+        documents = list(self._screen.desk.documents)
+        if not documents:
+            raise UsageError("there is no document to drop")
+        names = [document.name for document in documents]
+        if argument and argument not in names:
+            near = difflib.get_close_matches(argument, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "/docs lists them"
+            raise UsageError(f"there is no document {argument}; {hint}")
+        del documents[names.index(argument) if argument else -1]
+        self._screen.desk.set_documents([document.path for document in documents])
+
+    def source(self, argument: str) -> None:
+        answers = [answer for answer in self._screen.log_view.answers if answer.sources]
+        if answers:
+            self.show_source(answers[-1], number(argument, "source"))
+        elif self._screen.desk.documents:
+            self._screen.app.push_screen(SourceScreen(self._screen.desk.documents))
+        else:
+            raise UsageError("there is no document to show; /file PATH adds one")
+
+    def show_source(self, answer: Answer, which: int) -> None:
+        """Opens the passage, counted from 1, that an answer was read from."""
+        if which > len(answer.sources):
+            raise UsageError(f"the answer was read from {len(answer.sources)} passages")
+        documents = self._screen.desk.documents
+        screen = SourceScreen(documents, answer.sources, which - 1, self._screen.copy)
+        self._screen.app.push_screen(screen)
+
+    def copy(self, argument: str) -> None:
+        answers = self._screen.log_view.answers
+        which = number(argument, "copy")
+        if which > len(answers):
+            raise UsageError(f"there are {len(answers)} answers to copy")
+        self._screen.copy(answers[-which].text)
+
+    def code(self, argument: str) -> None:
+        answers = self._screen.log_view.answers
+        blocks = answers[-1].prose.code_blocks if answers else []
+        which = number(argument, "code") if argument else len(blocks)
+        if not 1 <= which <= len(blocks):
+            raise UsageError(f"the last answer has {len(blocks)} code blocks")
+        self._screen.copy(blocks[which - 1])
+
+    def edit(self, argument: str) -> None:
+        question = self._last_question()
+        if question is None:
+            raise UsageError("there is no question to edit")
+        self.edit_question(question)
+
+    def edit_question(self, question: Question) -> None:
+        """Takes the last question, with its answer, back into the prompt."""
+        if question is not self._last_question():
+            raise UsageError("only the last question can be edited; /new begins anew")
+        if self._screen.desk.take_back() is not None:
+            self._screen.remove_from(question)
+            self._screen.prompt.set_text(question.text)
+        self._screen.focus_prompt()
+
+    def retry(self, argument: str) -> None:
+        answers = self._screen.log_view.answers
+        if not answers:
+            raise UsageError("there is no answer to ask for again")
+        self.retry_answer(answers[-1])
+
+    def retry_answer(self, answer: Answer) -> None:
+        """Asks the last question again."""
+        question = self._last_question()
+        if question is None or answer is not self._screen.log_view.answers[-1]:
+            raise UsageError("only the last answer can be asked for again")
+        if self._screen.desk.take_back() is not None:
+            self._screen.remove_from(question)
+            self._screen.ask(question.text)
+        self._screen.focus_prompt()
+
+    def new(self, argument: str) -> None:
+        self._screen.desk.set_turns(())
+        self._saved = None
+        self._screen.show_turns(())
+
+    def chats(self, argument: str) -> None:
+        chats = self.store.list()
+        if not chats:
+            raise UsageError("no chat was kept yet")
+        opened = lambda chat_id: self._screen.guarded(lambda: self._open_chat(chat_id))  # noqa: E731
+        self._screen.app.push_screen(ChatsScreen(self.store, chats), opened)
+
+    def rename(self, argument: str) -> None:
+        if self._saved is None:
+            raise UsageError("this chat has no answer yet; it is named by its first question")
+        self._saved = self.store.rename(self._saved, argument)
+        self._screen.flash(f"the chat is now called {self._saved.title}")
+
+    def export(self, argument: str) -> None:
+        chat = self._current(None)
+        if chat is None:
+            raise UsageError("this chat has no answer yet; there is nothing to export")
+        name = "".join(c if c.isalnum() or c in "-_ " else "" for c in chat.title)[:40].strip()
+        path = Path(argument or f"{name.replace(' ', '-') or 'chat'}.md").expanduser()
+        if path.exists():
+            raise UsageError(f"{path} exists; give another name: /export PATH")
+        try:
+            write_private(path, as_markdown(chat))
+        except OSError as error:
+            raise DataError(f"{path} cannot be written ({error.strerror})") from error
+        self._screen.flash(f"written to {path}")
+
+    def stats(self, argument: str) -> None:
+        lines = [line.plain for line in self._screen.panel.figures()]
+        self._screen.note("\n".join(lines) or "nothing was measured yet")
+
+    def theme(self, argument: str) -> None:
+        app = self._screen.app
+        if not argument:
+            app.search_themes()
+            return
+        if argument not in app.available_themes:
+            near = difflib.get_close_matches(argument, app.available_themes, n=1)
+            hint = f"did you mean {near[0]}?" if near else "/theme lists them"
+            raise UsageError(f"there is no theme {argument}; {hint}")
+        app.theme = argument
+
+    def log(self, argument: str) -> None:
+        self._screen.note(f"the log is {self._screen.state / 'chat.log'}")
+
+    def help(self, argument: str) -> None:
+        self._screen.app.push_screen(HelpScreen())
+
+    def quit(self, argument: str) -> None:
+        self._screen.app.run_worker(self._screen.app.action_quit())
+
+    def keep(self, partial: Turn | None = None) -> None:
+        """Saves the chat as it is; says so when that fails."""
+        chat = self._current(partial)
+        if chat is None:
+            return
+        try:
+            self._saved = self.store.save(chat)
+        except DataError as error:
+            self._screen.flash(str(error))
+
+    def _current(self, partial: Turn | None) -> Chat | None:
+        """The chat as it stands; None without an answer."""
+        desk = self._screen.desk
+        turns = [*desk.turns, *([partial] if partial is not None else [])]
+        if not turns or desk.model is None:
+            return None
+        chat = self._saved or self.store.new(
+            desk.model.model, [document.path for document in desk.documents], turns[0].question
+        )
+        kept = tuple(ChatTurn(turn.question, turn.answer) for turn in turns)
+        paths = tuple(str(Path(d.path).expanduser().absolute()) for d in desk.documents)
+        return Chat(
+            id=chat.id,
+            title=chat.title,
+            created=chat.created,
+            updated=chat.updated,
+            model=desk.model.model,
+            documents=paths,
+            turns=kept,
+        )
+
+    def _open_chat(self, chat_id: str | None) -> None:
+        """Goes on with an earlier chat, about the documents it was about."""
+        if chat_id is None:
+            return
+        desk = self._screen.desk
+        chat = self.store.load(chat_id)
+        turns = [Turn(turn.question, turn.answer) for turn in chat.turns]
+        here = tuple(str(Path(d.path).expanduser().absolute()) for d in desk.documents)
+        if chat.documents != here:
+            missing = [path for path in chat.documents if not Path(path).exists()]
+            if missing:
+                raise DocumentError(
+                    f"{one_line(missing[0], 60)}, which the chat was about, is not there any more"
+                )
+            desk.set_documents(chat.documents, turns)
+        else:
+            desk.set_turns(turns)
+        self._saved = chat
+        self._screen.show_turns(turns)
+
+    def _last_question(self) -> Question | None:
+        if not self._screen.desk.turns and self._screen.desk.at_rest:
+            return None
+        questions = [q for q in self._screen.log_view.questions if q.fate == "sent"]
+        return questions[-1] if questions else None

@@ -1,0 +1,408 @@
+"""The chat: shows what the desk tells, passes on what keys, clicks and commands want.
+
+What a command does stands in `chat_commands`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Static
+
+from ..errors import RetrolocalError
+from . import slash
+from .answer import Answer, Question
+from .bridge import Bridge
+from .cards import Card, error_card
+from .chat_commands import ChatCommands
+from .chat_log import ChatLog
+from .desk import Desk, Ticket
+from .engine import (
+    Advanced,
+    Began,
+    ChatSettings,
+    DocumentFacts,
+    Download,
+    Engine,
+    Measured,
+    Opened,
+    Turn,
+)
+from .engine import (
+    Answer as FinishedAnswer,
+)
+from .foreign import one_line, visible
+from .message_view import MessageView
+from .model_picker import DownloadCard
+from .opening import Opening
+from .prompt_bar import PromptBar
+from .side_panel import SidePanel
+from .status_bar import StatusBar
+
+KEYS = (
+    ("F1", "help"),
+    ("F2", "panel"),
+    ("F3", "source"),
+    ("F4", "chats"),
+    ("^P", "commands"),
+    ("^Q", "quit"),
+)
+_REMARKS = {"interrupted": "stopped", "length": "cut off: the limit of tokens was reached"}
+
+
+class Host(Protocol):
+    """What the screen wants of the application around it."""
+
+    state: Path
+    """Folder of chats, log and what was copied."""
+    clock: Callable[[], float]
+
+    def copy(self, text: str) -> None: ...
+    def leave(self, code: int = 0) -> None: ...
+    def clear_and_redraw(self) -> None: ...
+
+
+class ChatScreen(Screen[None]):
+    """One conversation; satisfies `DeskView`."""
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (40, "-narrow"), (100, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-flat"), (10, "-short"), (20, "-tall")]
+    AUTO_FOCUS = "#prompt"
+    BINDINGS = [
+        Binding("escape", "escape", "stop", priority=True),
+        Binding("f1", "help", "help"),
+        Binding("f2", "panel", "panel"),
+        Binding("f3", "source", "source"),
+        Binding("f4", "chats", "chats"),
+        Binding("alt+up", "message(-1)", "choose a message", priority=True),
+        Binding("alt+down", "message(1)", "choose a message", priority=True),
+        Binding("pageup", "scroll(-1)", "scroll", priority=True),
+        Binding("pagedown", "scroll(1)", "scroll", priority=True),
+        Binding("ctrl+end", "follow", "follow the end", priority=True),
+        Binding("ctrl+l", "redraw", "draw again", priority=True),
+    ]
+
+    def __init__(self, engine: Engine, settings: ChatSettings, host: Host) -> None:
+        super().__init__()
+        self._host = host
+        self._settings = settings
+        self._engine = engine
+        self._tickets: dict[Ticket, Question] = {}
+        self._live: Answer | None = None
+        self._retry: Callable[[], None] | None = None
+        self._desk: Desk | None = None
+        self._opening: Opening | None = None
+        self.commands = ChatCommands(self)
+
+    def compose(self) -> ComposeResult:
+        self._desk = Desk(self._engine, self, clock=self._host.clock)
+        yield Static(id="title", markup=False)
+        with Horizontal(id="middle"):
+            yield ChatLog()
+            yield SidePanel(self._host.clock)
+        yield StatusBar(self.desk.activity, self._host.clock)
+        yield PromptBar(slash.complete)
+        yield Static(key_line(), id="keys", markup=False)
+        yield Static("The terminal is too small:\nat least 40 x 10 is needed", id="too-small")
+
+    def on_mount(self) -> None:
+        self.prompt.set_hint("Ask a question …  (/ for commands)")
+        for note in self._settings.notes:
+            self.note(note)
+        self._show_title()
+        self.desk.start()
+
+    @property
+    def desk(self) -> Desk:
+        assert self._desk is not None, "the screen is composed"
+        return self._desk
+
+    def end_engine(self) -> Bridge | None:
+        """Ends the engine's work; its bridge is there to be waited for."""
+        return None if self._desk is None else self._desk.close()
+
+    @property
+    def state(self) -> Path:
+        return self._host.state
+
+    @property
+    def log_view(self) -> ChatLog:
+        return self.query_one(ChatLog)
+
+    @property
+    def prompt(self) -> PromptBar:
+        return self.query_one(PromptBar)
+
+    @property
+    def status(self) -> StatusBar:
+        return self.query_one(StatusBar)
+
+    @property
+    def panel(self) -> SidePanel:
+        return self.query_one(SidePanel)
+
+    def note(self, text: str) -> None:
+        """A remark in the conversation."""
+        self.log_view.add(Static(Content(visible(text)), classes="note", markup=False))
+
+    def flash(self, text: str) -> None:
+        """A remark that goes away."""
+        self.status.flash(one_line(text, 200))
+
+    def copy(self, text: str) -> None:
+        """Copies a text; the application says how."""
+        self._host.copy(text)
+
+    def show_turns(self, turns: Sequence[Turn]) -> None:
+        """Shows another conversation."""
+        log = self.log_view
+        log.remove_children()
+        for turn in turns:
+            log.add(Question(turn.question), Answer(turn.answer))
+        log.follow()
+
+    def remove_from(self, question: Question) -> None:
+        """Takes a question and everything after it off the screen."""
+        children = list(self.log_view.children)
+        for child in children[children.index(question) :]:
+            child.remove()
+
+    def ask(self, text: str, shown: str | None = None) -> None:
+        """Puts a question into the conversation and on its way."""
+        shown = text if shown is None else shown
+        ticket = Ticket(text, shown)
+        question = Question(text, shown=shown, fate="queued")
+        self._tickets[ticket] = question
+        self.log_view.add(question)
+        self.log_view.follow()
+        self.desk.send(ticket)
+
+    # What the desk tells.
+
+    def opened(self, opened: Opened) -> None:
+        for note in opened.notes:
+            self.note(note)
+        self.panel.opened(opened)
+        self._show_title()
+
+    def download_needed(self, download: Download) -> None:
+        card = DownloadCard(download)
+        self.log_view.add(card)
+        card.focus()
+
+    def documents_changed(self, documents: Sequence[DocumentFacts]) -> None:
+        for note in (f"{d.name}: {note}" for d in documents for note in d.notes):
+            self.note(note)
+        self.panel.documents_changed(documents)
+        self._show_title()
+
+    def measured(self, measured: Measured) -> None:
+        self.panel.measured(measured)
+        cache = measured.cache
+        if cache is not None and self.desk.model is not None:
+            self.status.extra = f"{cache.tokens:,} of {self.desk.model.max_tokens:,} tokens"
+
+    def stage_began(self, event: Began) -> None:
+        self._opening_card().began(event, self._host.clock())
+
+    def stage_advanced(self, event: Advanced) -> None:
+        self._opening_card().advanced(event, self._host.clock())
+
+    def at_rest(self) -> None:
+        if self._opening is not None:
+            self._opening.end(self._host.clock())
+
+    def sent(self, ticket: Ticket) -> None:
+        question = self._tickets[ticket]
+        question.fate = "sent"
+        self._opening = None
+        self._live = Answer()
+        self.log_view.mount(self._live, after=question)
+
+    def wrote(self, text: str) -> None:
+        if self._live is not None:
+            self._live.append(text)
+
+    def answered(self, answer: FinishedAnswer) -> None:
+        if self._live is not None:
+            self._live.finish(answer, _REMARKS.get(answer.stop_reason, ""))
+        self._live = None
+        self.panel.answered(answer)
+        self.commands.keep()
+
+    def unanswered(self, ticket: Ticket) -> None:
+        if self._live is not None:
+            self._live.remove()
+        self._live = None
+        self._tickets[ticket].fate = "unanswered"
+
+    def failed(self, error: BaseException, retry: Callable[[], None] | None) -> None:
+        if self._opening is not None:
+            self._opening.fail()
+            self._opening = None
+        self._retry = retry
+        card = error_card(error, retry=retry is not None)
+        self.log_view.add(card)
+        self.log_view.follow()
+        if not self.prompt.text:
+            card.focus()
+
+    def activity_changed(self) -> None:
+        if self.is_mounted:
+            self.status.show()
+            self.panel.activity(self.desk.activity)
+
+    # What the user wants.
+
+    @on(PromptBar.Submitted)
+    def submitted(self, message: PromptBar.Submitted) -> None:
+        if not message.text:
+            self.desk.resume()
+            return
+        try:
+            command = slash.parse(message.text)
+            if command is None:
+                self.ask(slash.question_of(message.text), slash.question_of(message.shown))
+            else:
+                self.commands.run(*command)
+        except RetrolocalError as error:
+            self.flash(str(error))
+            self.prompt.set_text(message.shown)
+
+    @on(Card.Chosen)
+    def card_chosen(self, message: Card.Chosen) -> None:
+        match message.key:
+            case "r" if self._retry is not None:
+                retry, self._retry = self._retry, None
+                message.card.remove()
+                self.focus_prompt()
+                retry()
+            case "c":
+                self.copy(message.card.text)
+            case "l":
+                self.commands.log("")
+            case "y":
+                message.card.remove()
+                self.focus_prompt()
+                self.desk.start(download=True)
+            case "n":
+                self._host.leave()
+
+    @on(Card.Typed)
+    def card_typed(self, message: Card.Typed) -> None:
+        self.focus_prompt()
+        self.prompt.area.insert(message.character)
+
+    @on(Question.EditRequested)
+    def edit_requested(self, message: Question.EditRequested) -> None:
+        self.guarded(lambda: self.commands.edit_question(message.question))
+
+    @on(Answer.RetryRequested)
+    def retry_requested(self, message: Answer.RetryRequested) -> None:
+        self.guarded(lambda: self.commands.retry_answer(message.answer))
+
+    @on(Question.CopyRequested)
+    def copy_requested(self, message: Question.CopyRequested) -> None:
+        self.copy(message.text)
+
+    @on(Answer.SourceRequested)
+    def source_requested(self, message: Answer.SourceRequested) -> None:
+        self.commands.show_source(message.answer, message.number)
+
+    def on_resize(self) -> None:
+        # What does not fit is hidden and loses the focus.
+        if self.focused is None and self.is_current:
+            self.call_after_refresh(self.focus_prompt)
+
+    def focus_prompt(self) -> None:
+        self.prompt.area.focus()
+
+    def action_escape(self) -> None:
+        """Closes what is open, else stops what runs, else does nothing."""
+        if isinstance(self.focused, MessageView):
+            if isinstance(self.focused, Card) and not isinstance(self.focused, DownloadCard):
+                self.focused.remove()
+            self.focus_prompt()
+        elif self.has_class("-panel"):
+            self.remove_class("-panel")
+        elif not self.desk.stop():
+            self.clear_selection()
+
+    def run_command(self, command: slash.Command) -> None:
+        """Runs a command without an argument, from the palette."""
+        self.guarded(lambda: self.commands.run(command, ""))
+
+    def action_help(self) -> None:
+        self.commands.help("")
+
+    def action_panel(self) -> None:
+        self.toggle_class("-no-panel" if self.has_class("-wide") else "-panel")
+
+    def action_source(self) -> None:
+        self.guarded(lambda: self.commands.source(""))
+
+    def action_chats(self) -> None:
+        self.guarded(lambda: self.commands.chats(""))
+
+    def action_message(self, step: int) -> None:
+        """Chooses the message before or after; past the last one the prompt."""
+        view = self.log_view.neighbour(self.focused, step)
+        if view is not None:
+            view.focus()
+        elif step > 0:
+            self.focus_prompt()
+
+    def action_scroll(self, pages: int) -> None:
+        if pages < 0:
+            self.log_view.release_anchor()
+            self.log_view.scroll_page_up(animate=False)
+        else:
+            self.log_view.scroll_page_down(animate=False)
+
+    def action_follow(self) -> None:
+        self.log_view.follow()
+
+    def action_redraw(self) -> None:
+        self._host.clear_and_redraw()
+
+    def _opening_card(self) -> Opening:
+        """The list of stages; a new one behind everything when the last one is done with."""
+        if self._opening is None:
+            self._opening = Opening()
+            self.log_view.add(self._opening)
+        return self._opening
+
+    def guarded(self, what: Callable[[], None]) -> None:
+        """Does something; says in one line why it cannot be done."""
+        try:
+            what()
+        except RetrolocalError as error:
+            self.flash(str(error))
+
+    def _show_title(self) -> None:
+        model = self._settings.model if self.desk.model is None else self.desk.model.model
+        names = [document.name for document in self.desk.documents] or [
+            path.rpartition("/")[2] for path in self._settings.documents
+        ]
+        about = f"   {one_line(names[0], 40)}" if names else ""
+        more = f" +{len(names) - 1}" if len(names) > 1 else ""
+        title = Content.assemble(
+            " ", ("retrolocal", "bold $text-primary"), f"   {one_line(model, 40)}", about, more
+        )
+        self.query_one("#title", Static).update(title)
+
+
+def key_line() -> Content:
+    """The keys that are always there."""
+    return Content("").join(
+        Content.assemble((f" {key} ", "bold $text-accent"), (f"{label} ", "$text-muted"))
+        for key, label in KEYS
+    )

@@ -1,0 +1,137 @@
+"""The kept chats, newest first: filter, open, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from ..chats import Chat, ChatStore
+from .foreign import one_line
+
+
+class ChatsScreen(ModalScreen[str | None]):
+    """Returns the id of the chat to open."""
+
+    BINDINGS = [
+        Binding("escape", "close", "close"),
+        Binding("down", "move(1)", show=False, priority=True),
+        Binding("up", "move(-1)", show=False, priority=True),
+        Binding("ctrl+x", "delete", "delete", priority=True),
+    ]
+    DEFAULT_CSS = """
+    ChatsScreen { align: center middle; }
+    ChatsScreen > Vertical {
+        width: 84; max-width: 100%; height: 80%; padding: 0 1;
+        background: $panel; border: round $accent;
+    }
+    ChatsScreen Input, ChatsScreen Input:focus {
+        border: none; height: 1; margin: 0 0 1 0; background: $surface;
+    }
+    ChatsScreen OptionList { height: 1fr; border: none; }
+    ChatsScreen Static { height: 1; color: $text-muted; }
+    """
+
+    def __init__(self, store: ChatStore, chats: Sequence[Chat]) -> None:
+        super().__init__()
+        self._store = store
+        self._chats = list(chats)
+        self._doomed: str | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Input(placeholder="filter")
+            yield OptionList(markup=False)
+            yield Static(id="chats-keys", markup=False)
+
+    def on_mount(self) -> None:
+        self._fill("")
+
+    @on(Input.Changed)
+    def filter(self, message: Input.Changed) -> None:
+        self._fill(message.value)
+
+    @on(Input.Submitted)
+    def submitted(self) -> None:
+        self._open(self._marked())
+
+    @on(OptionList.OptionSelected)
+    def selected(self, message: OptionList.OptionSelected) -> None:
+        self._open(message.option_id)
+
+    def action_close(self) -> None:
+        if self.is_current:
+            self.dismiss(None)
+
+    def action_move(self, step: int) -> None:
+        options = self.query_one(OptionList)
+        if step > 0:
+            options.action_cursor_down()
+        else:
+            options.action_cursor_up()
+
+    def action_delete(self) -> None:
+        """Deletes the marked chat when asked twice."""
+        marked = self._marked()
+        if marked is None:
+            return
+        if self._doomed != marked:
+            self._doomed = marked
+            self._say("Ctrl+X again deletes this chat for good")
+            return
+        self._store.delete(marked)
+        self._chats = [chat for chat in self._chats if chat.id != marked]
+        self._fill(self.query_one(Input).value)
+
+    def _open(self, chat_id: str | None) -> None:
+        # Keys that came before the screen was gone must not close the one below.
+        if chat_id is not None and self.is_current:
+            self.dismiss(chat_id)
+
+    def _marked(self) -> str | None:
+        option = self.query_one(OptionList).highlighted_option
+        return None if option is None else option.id
+
+    def _fill(self, wanted: str) -> None:
+        self._doomed = None
+        options = self.query_one(OptionList)
+        options.clear_options()
+        found = [chat for chat in self._chats if matches(chat, wanted)]
+        options.add_options([Option(line(chat), id=chat.id) for chat in found])
+        if found:
+            options.highlighted = 0
+        count = f"{len(found)} of {len(self._chats)} chats"
+        self._say(f"{count}   Enter open   Ctrl+X delete   Esc close")
+
+    def _say(self, text: str) -> None:
+        self.query_one("#chats-keys", Static).update(Content(text))
+
+
+def matches(chat: Chat, wanted: str) -> bool:
+    """Whether every word of `wanted` occurs in the title, the documents or the model."""
+    text = " ".join((chat.title, chat.model, *map(_name, chat.documents))).casefold()
+    return all(word in text for word in wanted.casefold().split())
+
+
+def line(chat: Chat) -> Content:
+    """One chat in the list."""
+    about = ", ".join(map(_name, chat.documents)) or "no document"
+    when = chat.updated[:16].replace("T", " ")
+    turns = f"{len(chat.turns)} turn" + ("" if len(chat.turns) == 1 else "s")
+    return Content.assemble(
+        (f"{when}  ", "$text-muted"),
+        one_line(chat.title, 44),
+        (f"  {one_line(about, 24)}, {turns}", "$text-muted"),
+    )
+
+
+def _name(path: str) -> str:
+    return Path(path).name

@@ -1,0 +1,75 @@
+"""Starts the application on a real terminal and gives the terminal back, whatever happens.
+
+The order matters: the resource tracker of multiprocessing is started while stderr still has a
+file descriptor (downloads need it later), then everybody's output is led away from the screen,
+then Textual is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+from ..config import SessionConfig
+from ..paths import state_dir
+from .engine import ChatSettings, Engine
+from .session_engine import EngineSettings, SessionEngine
+from .system_text import system_text
+from .terminal import guarded_output
+
+END_SECONDS = 2.0
+"""How long the engine may take to end after the screen is gone."""
+BUILTIN_NOTE = (
+    "No model was chosen: this is the built-in one, which can only quote. Give it some words of "
+    "the document and it continues them (-m chooses another)."
+)
+
+
+def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
+    """Runs `retrolocal chat` in the terminal's whole screen; returns the exit code."""
+    engine = SessionEngine(
+        EngineSettings(
+            model=arguments.model or "builtin",
+            config=config,
+            files=tuple(arguments.file),
+            password=arguments.password,
+            encoding=arguments.encoding,
+            system=system_text(arguments),
+            sampling=sampling,
+            max_new_tokens=arguments.predict,
+            stop=tuple(arguments.reverse_prompt),
+            ignore_eos=arguments.ignore_eos,
+        )
+    )
+    settings = ChatSettings(
+        model=arguments.model or "builtin",
+        documents=tuple(arguments.file),
+        mouse=not arguments.no_mouse,
+        notes=() if arguments.model else (BUILTIN_NOTE,),
+    )
+    return run(engine, settings, state_dir())
+
+
+def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
+    """Runs the application with an engine; returns the exit code."""
+    resource_tracker.ensure_running()
+    log = state / "chat.log"
+    with guarded_output(log):
+        from .app import ChatApp
+
+        app = ChatApp(engine, settings, state)
+        app.run(mouse=settings.mouse)
+        bridge = app.end_engine()
+    if app.left is None:
+        print(f"retrolocal: the interface failed; {log} has the details", file=sys.stderr)
+    code = 1 if app.left is None else app.left
+    if bridge is not None and not bridge.join(END_SECONDS):
+        # An engine in the middle of a long step would hold the program; all that is kept is
+        # written by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -1,0 +1,108 @@
+"""The terminal: whether it can show the application, and keeping everybody else's output off it.
+
+While the application runs, file descriptors 1 and 2 point at a log file, so that nothing a
+library or a child process writes lands on the screen; Textual draws through the descriptors that
+were there before. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import os
+import signal
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+LOG_LIMIT = 1 << 20
+"""Bytes of log that are kept from earlier runs."""
+_LOOKALIKE = "retrolocal.lookalike"
+_LOOKALIKES = {
+    **dict.fromkeys("─━╌", "-"),
+    **dict.fromkeys("│┃▏▎▍▌▋▊▉‖", "|"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╰╯", "+"),
+    **dict.fromkeys("█▇▆▅▄▃▂▁▀▐", "#"),
+    **dict.fromkeys("●•▪◦", "*"),
+    **dict.fromkeys("◐◓◑◒○", "o"),
+    **dict(zip("…·✓✗▸‘’“”–—", ".." + "vx>''\"\"--", strict=True)),
+}
+"""What a terminal without Unicode shows for the signs of the screen, one cell each."""
+LEAVING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def can_show(environment: Mapping[str, str]) -> bool:
+    """Whether stdin, stdout and stderr are one that can show an application, and TERM says so."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if environment.get("TERM", "") in ("", "dumb"):
+        return False
+    return all(stream is not None and stream.isatty() for stream in streams)
+
+
+@contextmanager
+def guarded_output(log: Path) -> Iterator[None]:
+    """While it lasts, what is written to stdout or stderr by anyone goes to the file `log`."""
+    codecs.register_error(_LOOKALIKE, lookalike)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _shorten(log)
+    into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = sys.__stdout__, sys.__stderr__
+    copies = [os.dup(1), os.dup(2)]
+    screens = [_writer(copy, before[0]) for copy in copies]
+    handler = logging.StreamHandler(_writer(into, None))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    os.dup2(into, 1)
+    os.dup2(into, 2)
+    # Textual draws on the one and asks the other for the terminal's size.
+    sys.__stdout__, sys.__stderr__ = screens  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for screen in screens:
+            screen.flush()
+        os.dup2(copies[0], 1)
+        os.dup2(copies[1], 2)
+        sys.__stdout__, sys.__stderr__ = before  # type: ignore[misc]
+        logging.getLogger().removeHandler(handler)
+        for descriptor in (*copies, into):
+            os.close(descriptor)
+
+
+def lookalike(error: UnicodeError) -> tuple[str, int]:
+    """Error handler for encoding: characters of ASCII that take the same cells."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_shown_as, error.object[error.start : error.end])), error.end
+
+
+def _shown_as(character: str) -> str:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+        return ""
+    wide = unicodedata.east_asian_width(character) in ("W", "F")
+    return _LOOKALIKES.get(character, "??" if wide else "?")
+
+
+def _writer(descriptor: int, like: TextIO | None) -> TextIO:
+    """A stream on a descriptor that somebody else closes."""
+    encoding = "utf-8" if like is None else like.encoding
+    return io.TextIOWrapper(
+        io.FileIO(descriptor, "w", closefd=False),
+        encoding=encoding,
+        errors=_LOOKALIKE,
+        write_through=True,
+    )
+
+
+def _shorten(log: Path) -> None:
+    """Begins the log anew when it has become long; a link is not followed."""
+    if log.is_symlink() or (log.exists() and log.stat().st_size > LOG_LIMIT):
+        log.unlink()

@@ -1,0 +1,111 @@
+"""What the wave cache is doing: memory, speed, zones, how much of the attention is exact.
+
+A line stands only where the engine has the figure: no bar for a GPU that is not there, no hit
+ratio without a block cache, no zones while the cache is dense.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from textual.content import Content
+from textual.widgets import Static
+
+from .activity import size
+from .engine import CacheFigures, Measured
+from .library_panel import heading, meter, row
+
+STEPS = "▁▂▃▄▅▆▇█"
+REMEMBERED = 16
+"""Figures that a small graph shows."""
+
+
+class WavePanel(Static):
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(markup=False)
+        self.device = ""
+        self._clock = clock
+        self._measured: Measured | None = None
+        self._before: tuple[float, int] | None = None
+        self._rates: deque[float] = deque(maxlen=REMEMBERED)
+        self._hits: deque[float] = deque(maxlen=REMEMBERED)
+        self._rate = 0.0
+
+    def on_mount(self) -> None:
+        self._draw()
+
+    def show_figures(self, measured: Measured) -> None:
+        """Takes the newest figures; the rate is that between two of them."""
+        now, tokens = self._clock(), measured.generated_tokens
+        if self._before is not None and tokens > self._before[1] and now > self._before[0]:
+            self._rate = (tokens - self._before[1]) / (now - self._before[0])
+            self._rates.append(self._rate)
+        self._before = (now, tokens)
+        self._measured = measured
+        if measured.cache is not None and measured.cache.hit_ratio is not None:
+            self._hits.append(measured.cache.hit_ratio)
+        self._draw()
+
+    def show_rate(self, rate: float) -> None:
+        """The rate of a whole answer."""
+        self._rate = rate
+        self._before = None
+        self._draw()
+
+    def _draw(self) -> None:
+        self.update(Content("\n").join(self.lines()))
+
+    def lines(self) -> list[Content]:
+        """What the panel says."""
+        if self._measured is None:
+            return []
+        cache = self._measured.cache
+        name = "Cache" if cache is None else f"{cache.kind.capitalize()} cache"
+        lines = [heading(name, self.device.upper())]
+        for one in self._measured.memory:
+            value = f"{one.used / 1e9:.1f}/{one.limit / 1e9:.1f} GB"
+            lines.append(meter(one.name, one.used / one.limit if one.limit else 0.0, value))
+        if cache is not None:
+            lines += self._cache_lines(cache)
+        return lines
+
+    def _cache_lines(self, cache: CacheFigures) -> list[Content]:
+        lines = [row(" keys and values", size(cache.cache_bytes))]
+        if cache.index_bytes:
+            lines.append(row(" index", size(cache.index_bytes)))
+        if cache.hit_ratio is not None:
+            lines.append(meter("hits", cache.hit_ratio, f"{cache.hit_ratio:.0%}"))
+            lines.append(Content(" " * 10 + sparks(self._hits, 1.0)))
+        if self._rate:
+            lines.append(row(" speed", f"{self._rate:.1f} tok/s"))
+        if len(self._rates) > 1:
+            lines.append(Content(" " * 10 + sparks(self._rates, max(self._rates))))
+        if cache.bytes_per_step:
+            lines.append(row(" read per token", size(cache.bytes_per_step)))
+        if cache.kind == "wave":
+            lines += _zones(cache)
+        return lines
+
+
+def _zones(cache: CacheFigures) -> list[Content]:
+    clustered = max(0, cache.tokens - cache.steady_tokens)
+    retrieved = min(float(clustered), cache.retrieved_tokens)
+    share = f" ({retrieved / clustered:.1%})" if clustered else ""
+    return [
+        Content(""),
+        heading("Zones", "tokens per step"),
+        row(" steady", f"{cache.steady_tokens:,}"),
+        row(" retrieval", f"{retrieved:,.0f}{share}"),
+        row(" estimation", f"{clustered - retrieved:,.0f}"),
+        row(" attention seen exactly", f"{cache.mass_exact:.1%}"),
+        row(" attention estimated", f"{cache.mass_estimated:.1%}"),
+    ]
+
+
+def sparks(values: deque[float], most: float) -> str:
+    """A small graph, one cell per value."""
+    if most <= 0:
+        return ""
+    last = len(STEPS) - 1
+    return "".join(STEPS[min(last, max(0, round(value / most * last)))] for value in values)
