@@ -46,14 +46,19 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 def normalise(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
     """The words with each option and its value joined as `--option=value`.
 
-    Raises UsageError for an option that the parser does not have, by its name.
+    Words that are no options stay where the command takes some. Raises UsageError for an option
+    that the parser does not have, by its name.
     """
     known = parser._option_string_actions
+    takes_words = bool(parser._get_positional_actions())
     result: list[str] = []
     left = iter(words)
     for word in left:
         name, joined, value = word.partition("=")
         if not word.startswith("-") or word == "-":
+            if takes_words:
+                result.append(word)
+                continue
             raise UsageError(f"{word!r} is not an option; see {parser.prog} --help")
         short = re.fullmatch(r"(-[a-z])(-?\d+(?:\.\d+)?)", word)
         if name not in known and short and short[1] in known:

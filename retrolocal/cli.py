@@ -33,6 +33,7 @@ USAGE = """usage: retrolocal COMMAND [options]
 
 commands:
   chat       ask a model about a document, or talk to it
+  ingest     read documents ahead, to ask about them at once later
   bench      how fast: attention, decode, prefill
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
@@ -86,6 +87,8 @@ def _run(words: list[str]) -> int:
     command, rest = words[0], words[1:]
     if command == "chat":
         return _chat(rest)
+    if command == "ingest":
+        return _ingest(rest)
     if command == "bench":
         from .bench.command import bench
 
@@ -120,6 +123,45 @@ def wants_application(arguments: argparse.Namespace) -> bool:
 
     less = arguments.plain or arguments.json or arguments.single_turn
     return arguments.prompt is None and not less and can_show(os.environ)
+
+
+def _ingest(words: list[str]) -> int:
+    arguments = parsed(ingest_parser(), words)
+    if arguments is None:
+        return 0
+    config = session_config(arguments)
+    if arguments.model == "":
+        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    from .tui.ingest import ingest
+
+    return ingest(arguments, config)
+
+
+def ingest_parser() -> argparse.ArgumentParser:
+    """The options of `retrolocal ingest`."""
+    parser = command_parser(
+        "retrolocal ingest",
+        "retrolocal ingest PATH... [--corpus NAME] [-m MODEL] [options]",
+        "Read documents and keep what the model made of them: a chat about them then starts at "
+        "once. Interrupted, it goes on where it stopped when it is started again.",
+    )
+    group = parser.add_argument_group("texts")
+    group.add_argument("paths", nargs="+", metavar="PATH", help="files and folders; - is stdin")
+    group.add_argument(
+        "--corpus",
+        metavar="NAME",
+        help="keep them together under this name; a corpus that exists grows by what is new",
+    )
+    extraction_options(group)
+    model = parser.add_argument_group("model")
+    model_options(model)
+    device_options(model)
+    threads_option(model)
+    _cache_options(parser.add_argument_group("cache"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print progress as JSON, one per line")
+    output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    return parser
 
 
 def chat_parser() -> argparse.ArgumentParser:
@@ -166,6 +208,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("--prompt is empty; give a question, or leave it out")
     if arguments.model == "":
         raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    if arguments.corpus is not None and (arguments.file or arguments.no_store):
+        other = "-f" if arguments.file else "--no-store"
+        raise UsageError(
+            f"--corpus and {other} were both given; add files with retrolocal ingest FILE "
+            f"--corpus {arguments.corpus}"
+        )
     if arguments.file.count("-") > 1:
         raise UsageError("-f - was given twice; stdin is one document")
     if arguments.system_prompt is not None and arguments.system_prompt_file is not None:
@@ -199,6 +247,12 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
         "source code; may be repeated; - is stdin",
     )
     extraction_options(group)
+    group.add_argument(
+        "--corpus", metavar="NAME", help="ask about what was ingested under this name"
+    )
+    group.add_argument(
+        "--no-store", action="store_true", help="neither keep what is read nor look for it"
+    )
     group.add_argument("-p", "--prompt", help="ask this one question, print the answer and leave")
     group.add_argument("-sys", "--system-prompt", metavar="TEXT", help="instructions for the model")
     group.add_argument(

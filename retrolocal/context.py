@@ -107,9 +107,9 @@ class Context:
         while self.tokens < total:
             end, before = self._piece_end(self.tokens), self.tokens
             for progress in self._read(self._head[before:end]):
+                if self.tokens == end:
+                    on_piece(end)
                 yield Progress("prefill", before - start + progress.done, total - start)
-            if self.tokens == end:
-                on_piece(end)
         if start < total:
             for cache in self.caches:
                 cache.settle()

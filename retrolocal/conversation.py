@@ -81,6 +81,10 @@ class Prompter:
             places.append_document(document, offsets)
         return ids, places
 
+    def opening(self, conversation: Conversation) -> str:
+        """What the template puts before the documents."""
+        return self._compose(conversation).head
+
     def dialogue(self, conversation: Conversation) -> str:
         """The text after the documents, up to where the reply begins.
 

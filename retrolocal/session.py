@@ -9,8 +9,8 @@ for `stop`, which a signal handler or another thread may call.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -36,13 +36,17 @@ from .generate import End, Piece, Progress, StopReason, generate_tokens, stream_
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import estimate, require
+from .ingest.token_map import TokenMap
+from .memory import MemoryEstimate, estimate, require
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
+from .provenance import identity
 from .sampling import make_sampler
+from .shelf import Keeping, Shelf
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
+from .wave.zones import piece_end
 
 
 def load(
@@ -125,6 +129,19 @@ class AskOptions:
             raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before a dialogue."""
+
+    documents: tuple[Document, ...]
+    ids: list[int]
+    opening: str = ""
+    places: TokenMap = field(default_factory=lambda: TokenMap(()))
+    """Where the tokens come from, unless the library knows."""
+    kept: bool = False
+    """Whether the library has it."""
+
+
 class Session:
     """Made by `Session.open` or `retrolocal.load`."""
 
@@ -136,6 +153,7 @@ class Session:
         config: SessionConfig,
         documents: Sequence[Document],
         progress: Callable[[Progress], None],
+        keeping: Keeping | None,
     ) -> None:
         self.name = name
         self.config = config
@@ -160,11 +178,15 @@ class Session:
         self._file_documents: tuple[Document, ...] = ()
         self._file_context: Context | None = None
         self._stopped = False
-        self._head: tuple[tuple[Document, ...], list[int]] | None = None
+        self._head: _Head | None = None
         self._decoder: Decoder | None = None
-        self._require_room(documents)
         if config.threads:
             torch.set_num_threads(config.threads)
+        self._shelf: Shelf | None = None
+        if keeping is not None:
+            made = identity(folder, self.model_config, config, self.dtype, self.device)
+            self._shelf = Shelf(keeping, made, any_prefill=config.prefill == "auto")
+        self._require_room(documents)
         began = time.monotonic()
         self._decoder = load_decoder(
             folder,
@@ -183,15 +205,24 @@ class Session:
         *,
         documents: Sequence[Document] = (),
         progress: Callable[[Progress], None] = lambda event: None,
+        keeping: Keeping | None = None,
     ) -> Session:
         """Finds the model, checks that it and the documents fit, loads it.
 
-        Raises ModelError, TokenizerError, ContextError or MemoryLimitError, before the weights
-        are read wherever that can be known.
+        With `keeping`, documents that were read before are not read again, and what is read now is
+        kept. Raises ModelError, TokenizerError, ContextError, MemoryLimitError or LibraryError,
+        before the weights are read wherever that can be known.
         """
         config = config or SessionConfig()
         folder = resolve_model(model, revision=config.revision, offline=config.offline)
-        return cls(name=model, folder=folder, config=config, documents=documents, progress=progress)
+        return cls(
+            name=model,
+            folder=folder,
+            config=config,
+            documents=documents,
+            progress=progress,
+            keeping=keeping,
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -228,10 +259,20 @@ class Session:
         caches = () if self._context is None else self._context.caches
         return combine(cache.statistics() for cache in caches) if caches else None
 
+    @property
+    def documents_kept(self) -> bool:
+        """Whether the library has the documents as this session would read them."""
+        return self._head_of(self._conversation.documents).kept
+
+    def documents_estimate(self) -> tuple[int, MemoryEstimate]:
+        """Tokens of the documents, and what reading them takes beside the weights."""
+        head = self._head_of(self._conversation.documents)
+        return len(head.ids), self._estimate(len(head.ids), weight_bytes=0)
+
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
         self._stopped = False
-        yield from self._conversation_context().read_head()
+        yield from self._read_head(self._conversation_context(), self._conversation.documents)
 
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
@@ -325,6 +366,8 @@ class Session:
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._head = self._decoder = None
+        if self._shelf is not None:
+            self._shelf.close()
 
     def __enter__(self) -> Session:
         return self
@@ -337,8 +380,10 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _caches(self) -> list[AnyCache]:
-        return layer_caches(self.model_config, self.config, self.dtype, self.device)
+    def _caches(self, expected: int = 0) -> list[AnyCache]:
+        return layer_caches(
+            self.model_config, self.config, self.dtype, self.device, expected=expected
+        )
 
     def _conversation_context(self) -> Context:
         if self._context is None:
@@ -346,22 +391,47 @@ class Session:
         return self._context
 
     def _new_context(self, conversation: Conversation) -> Context:
+        head = self._head_of(conversation.documents)
         return Context(
             self._open_decoder(),
-            self._caches(),
-            self._head_ids(conversation.documents),
+            self._caches(expected=len(head.ids)),
+            head.ids,
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
+            piece_end=lambda tokens: piece_end(tokens, self.config.wave),
         )
 
-    def _head_ids(self, documents: tuple[Document, ...]) -> list[int]:
-        """Token ids of what stands before the dialogue; those of the last documents are kept."""
-        if self._head is None or self._head[0] != documents:
-            question = (Message("user", "?"),)
-            ids = self._prompter.head_ids(Conversation(documents, None, question))
-            self._head = (documents, ids)
-        return self._head[1]
+    def _head_of(self, documents: tuple[Document, ...]) -> _Head:
+        """What stands before the dialogue; that of the last documents is remembered."""
+        if self._head is None or self._head.documents != documents:
+            self._head = self._new_head(documents)
+        return self._head
+
+    def _new_head(self, documents: tuple[Document, ...]) -> _Head:
+        asked = Conversation(documents, None, (Message("user", "?"),))
+        if self._shelf is None or not documents:
+            return _Head(documents, self._prompter.head_ids(asked))
+        known = self._shelf.ids(documents)
+        if known is not None:
+            return _Head(documents, known, kept=True)
+        ids, places = self._prompter.head_places(asked)
+        return _Head(documents, ids, self._prompter.opening(asked), places)
+
+    def _read_head(
+        self, context: Context, documents: tuple[Document, ...]
+    ) -> Generator[Progress, None, None]:
+        if self._shelf is None or not documents:
+            yield from context.read_head()
+            return
+        head = self._head_of(documents)
+        yield from self._shelf.read(
+            context,
+            documents,
+            opening=head.opening,
+            page_map=head.places.tobytes,
+            expected_bytes=self._estimate(len(head.ids), weight_bytes=0).cache,
+        )
 
     def _answer(
         self, context: Context, conversation: Conversation, options: AskOptions
@@ -372,7 +442,7 @@ class Session:
         beginning = context.head_tokens == 0
         whole = self._prompter.dialogue_ids(dialogue, beginning=beginning)
         self._require_positions(context.head_tokens + len(whole) + 1)
-        yield from context.read_head()
+        yield from self._read_head(context, conversation.documents)
         rest = context.rewind_to(dialogue)
         new_ids = self._prompter.dialogue_ids(rest, beginning=beginning and context.tokens == 0)
         logits = yield from context.read(new_ids, dialogue)
@@ -461,19 +531,26 @@ class Session:
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
-        tokens = len(self._head_ids(tuple(documents)))
+        head = self._head_of(tuple(documents))
         if documents:
-            self._require_positions(tokens + 1)
-        needed = estimate(
+            self._require_positions(len(head.ids) + 1)
+        # What is kept stays in its files, whose pages the system can take back.
+        tokens = 0 if head.kept else len(head.ids)
+        needed = self._estimate(
+            tokens, weight_bytes=self._weight_bytes if self._decoder is None else 0
+        )
+        if self.device.type == "cpu":
+            require(needed, model=self.name, tokens=tokens)
+
+    def _estimate(self, tokens: int, *, weight_bytes: int) -> MemoryEstimate:
+        return estimate(
             self.model_config,
-            weight_bytes=self._weight_bytes if self._decoder is None else 0,
+            weight_bytes=weight_bytes,
             element_bytes=self.dtype.itemsize,
             tokens=tokens,
             chunk_tokens=self.config.batch_size,
             wave=None if self.config.cache == "dense" else self.config.wave,
         )
-        if self.device.type == "cpu":
-            require(needed, model=self.name, tokens=tokens)
 
 
 def choose_device(config: SessionConfig) -> torch.device:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace, _ArgumentGroup
+from typing import TYPE_CHECKING
 
 from .arguments import budget, page_ranges
 from .config import WaveConfig, environment
+
+if TYPE_CHECKING:
+    from .ingest import Options
 
 
 def model_options(group: _ArgumentGroup) -> None:
@@ -43,6 +47,18 @@ def extraction_options(group: _ArgumentGroup) -> None:
         action="store_true",
         help="read a PDF whose text looks like garbage, an archive that inflates very much; allow "
         "4 times the memory and time",
+    )
+
+
+def extraction(arguments: Namespace) -> Options:
+    """What was said about the files."""
+    from .ingest import Options
+
+    return Options(
+        password=arguments.password,
+        encoding=arguments.encoding,
+        pages=arguments.pages,
+        force=arguments.force,
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,32 +18,39 @@ from . import kept
 from .context import Context
 from .errors import DamagedError, DataError, LibraryError
 from .generate import Progress
-from .ingest import Document, Unread
+from .ingest import Document, Options, Unread, open_document
 from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Where and how a session keeps the texts that it reads."""
+
+    library: Library
+    corpus: str | None = None
+    """Texts are kept under this name; None: under those of the documents."""
+    required: bool = False
+    """Whether a text that cannot be kept is an error, or a remark and read all the same."""
+    tell: Callable[[str], None] = lambda line: None
+    """Takes remarks, one line each."""
+
+
 class Shelf:
-    def __init__(
-        self,
-        library: Library,
-        identity: Identity,
-        *,
-        tell: Callable[[str], None],
-        corpus: str | None = None,
-        must_keep: bool = False,
-    ) -> None:
-        """`identity` as settled today, but for its prefix. With `corpus` texts are kept under that
-        name; with `must_keep` a text that cannot be kept is an error, else a remark."""
-        self._library = library
+    def __init__(self, keeping: Keeping, identity: Identity, *, any_prefill: bool) -> None:
+        """`identity` as settled today, but for its prefix; with `any_prefill` a text that was read
+        in another way will do."""
+        self._library, self._tell = keeping.library, keeping.tell
+        self._corpus, self._required = keeping.corpus, keeping.required
         self._identity = identity
-        self._tell = tell
-        self._corpus = corpus
-        self._must_keep = must_keep
+        self._wanted = replace(identity, prefill=None) if any_prefill else identity
         self._entries: dict[tuple[FileId, ...], Entry] = {}
 
-    def ids(self, documents: Sequence[Document], wanted: Identity) -> list[int] | None:
-        """Token ids of the head with these documents if the library has it as `wanted`."""
-        entry = self._find(documents, wanted)
+    def ids(self, documents: Sequence[Document]) -> list[int] | None:
+        """Token ids of the head with these documents if the library has it.
+
+        Raises IdentityError for a corpus that was read with another model or other settings.
+        """
+        entry = self._find(documents)
         if entry is None:
             return None
         parts = [part.token_ids() for part in (*entry.segments(), entry.tail)]
@@ -53,11 +61,14 @@ class Shelf:
         self,
         context: Context,
         documents: Sequence[Document],
-        prefix_text: str,
+        *,
+        opening: str,
         page_map: Callable[[], bytes],
+        expected_bytes: int,
     ) -> Generator[Progress, None, None]:
         """Reads the head of `context`, these documents, as far as it is not kept; keeps the rest.
 
+        `opening` stands before the documents; the whole takes about `expected_bytes` on the disk.
         Raises LibraryError for what cannot be kept, if it must be.
         """
         if context.head_is_read or not documents:
@@ -68,14 +79,15 @@ class Shelf:
             self._load(context, (*entry.segments(), entry.tail), entry.tokens)
             yield from context.read_head()
             return
-        identity = replace(self._identity, prefix=prefix_text)
+        identity = replace(self._identity, prefix=opening)
         with ExitStack() as stack:
             known = stack.enter_context(self._library.longest_prefix(identity, context.head))
             for line in known.damage:
                 self._tell(line)
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
-            writer = self._writer(identity, documents, known)
+            left = expected_bytes * (1 - known.tokens / max(1, context.head_tokens))
+            writer = self._writer(identity, documents, known, int(left))
             if writer is None:
                 yield from context.read_head()
                 return
@@ -90,12 +102,12 @@ class Shelf:
             entry.close()
         self._entries.clear()
 
-    def _find(self, documents: Sequence[Document], wanted: Identity) -> Entry | None:
+    def _find(self, documents: Sequence[Document]) -> Entry | None:
         files = _files(documents)
         if files in self._entries:
             return self._entries[files]
         try:
-            entry = self._open(files, wanted)
+            entry = self._open(files)
         except DamagedError as error:
             self._tell(f"{error}; reading it again")
             return None
@@ -103,15 +115,12 @@ class Shelf:
             self._entries[files] = entry
         return entry
 
-    def _open(self, files: tuple[FileId, ...], wanted: Identity) -> Entry | None:
+    def _open(self, files: tuple[FileId, ...]) -> Entry | None:
         if self._corpus is None:
-            return self._library.find_files(files, wanted)
-        try:
-            entry = self._library.open(self._corpus, wanted, "corpus")
-        except DamagedError:
-            raise
-        except LibraryError:
+            return self._library.find_files(files, self._wanted)
+        if not any(m.state == "complete" for m in self._library.catalogue().named(self._corpus)):
             return None
+        entry = self._library.open(self._corpus, self._wanted, "corpus")
         if tuple(FileId(d.digest, d.extractor) for d in entry.documents) == files:
             return entry
         entry.close()
@@ -122,7 +131,11 @@ class Shelf:
         context.loaded(tokens)
 
     def _writer(
-        self, identity: Identity, documents: Sequence[Document], known: Prefix
+        self,
+        identity: Identity,
+        documents: Sequence[Document],
+        known: Prefix,
+        expected_bytes: int,
     ) -> Writer | None:
         texts = [
             DocumentText(
@@ -135,13 +148,19 @@ class Shelf:
             for document in documents
         ]
         try:
-            return self._library.write(identity, texts, corpus=self._corpus, prefix=known)
+            return self._library.write(
+                identity,
+                texts,
+                corpus=self._corpus,
+                prefix=known,
+                expected_bytes=expected_bytes,
+            )
         except LibraryError as error:
             self._failed(error)
             return None
 
     def _failed(self, error: LibraryError) -> None:
-        if self._must_keep:
+        if self._required:
             raise error
         self._tell(f"not kept in the library: {error}")
 
@@ -182,6 +201,27 @@ class _Keeper:
             self._writer.finish(ids, tensors, page_map())
         except LibraryError as error:
             self._failed(error)
+
+
+def document_of(
+    path: str | Path, options: Options | None = None, library: Library | None = None
+) -> Document:
+    """The text of the file at `path`, which is not extracted again if the library has it.
+
+    Raises DocumentError.
+    """
+    with open_document(path, options) as unread:
+        known = None if library is None else known_document(library, unread)
+        return known or unread.read()
+
+
+def corpus_documents(library: Library, name: str) -> list[Document]:
+    """The documents of the corpus `name`; raises LibraryError when there is none."""
+    documents = []
+    with library.open(name, kind="corpus") as entry:
+        for number in range(len(entry.documents)):
+            documents.append(Document.from_json(entry.outline(number), entry.text(number)))
+    return documents
 
 
 def known_document(library: Library, unread: Unread) -> Document | None:

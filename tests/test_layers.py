@@ -20,7 +20,8 @@ LAYERS: list[set[str]] = [
     | {"shared_options", "measurement"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
-    {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"},
+    {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
+    | {"kept", "provenance", "shelf"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..config import SessionConfig
 from ..paths import state_dir
+from ..shared_options import extraction
 from .engine import ChatSettings, Engine
 from .session_engine import EngineSettings, SessionEngine
 from .system_text import system_text
@@ -35,8 +36,9 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             model=arguments.model or "builtin",
             config=config,
             files=tuple(arguments.file),
-            password=arguments.password,
-            encoding=arguments.encoding,
+            extraction=extraction(arguments),
+            corpus=arguments.corpus,
+            store=not arguments.no_store,
             system=system_text(arguments),
             sampling=sampling,
             max_new_tokens=arguments.predict,

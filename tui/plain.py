@@ -32,8 +32,10 @@ from ..config import SessionConfig
 from ..errors import Interrupted, UsageError
 from ..generate import Piece, Progress
 from ..ingest.document import Document
-from ..ingest.extract import read_document
+from ..library import Library
 from ..session import AskOptions, Reply, Session
+from ..shared_options import extraction
+from ..shelf import Keeping, corpus_documents, document_of
 from .system_text import system_text
 
 
@@ -42,7 +44,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     screen = _Screen(quiet=arguments.quiet)
     questions = _questions(arguments)
     system = system_text(arguments)
-    documents = _documents(arguments, screen)
+    library, documents = None if arguments.no_store else Library(), []
+    if arguments.corpus is not None:
+        documents = corpus_documents(Library(), arguments.corpus)
+    documents += _documents(arguments, library, screen)
     model = arguments.model
     if model is None:
         model = "builtin"
@@ -51,7 +56,12 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             "words of the document and it continues them (-m chooses another)"
         )
     with screen.progress() as progress:
-        session = Session.open(model, config, documents=documents, progress=progress)
+        keeping = None
+        if library is not None and documents:
+            keeping = Keeping(library=library, corpus=arguments.corpus, tell=screen.say)
+        session = Session.open(
+            model, config, documents=documents, progress=progress, keeping=keeping
+        )
     with session:
         session.set_system(system)
         return _Chat(session, arguments, sampling, screen).run(questions)
@@ -267,17 +277,12 @@ def _typed(*, once: bool) -> Iterator[str]:
                 return
 
 
-def _documents(arguments: argparse.Namespace, screen: _Screen) -> list[Document]:
-    documents = []
-    for file in arguments.file:
-        document = read_document(
-            file,
-            password=arguments.password,
-            encoding=arguments.encoding,
-            pages=arguments.pages,
-            force=arguments.force,
-        )
+def _documents(
+    arguments: argparse.Namespace, library: Library | None, screen: _Screen
+) -> list[Document]:
+    options = extraction(arguments)
+    documents = [document_of(file, options, library) for file in arguments.file]
+    for document in documents:
         for note in document.notes:
             screen.say(f"{document.name}: {note}")
-        documents.append(document)
     return documents

@@ -34,8 +34,11 @@ from .engine import (
 
 if TYPE_CHECKING:
     from ..generate import Progress
+    from ..ingest import Options
     from ..ingest.document import Document
+    from ..library import Library
     from ..session import AskOptions, Reply, Session
+    from ..shelf import Keeping
 
 MEASURE_SECONDS = 0.33
 """Between two figures while an answer is written."""
@@ -48,8 +51,10 @@ class EngineSettings:
     model: str
     config: SessionConfig
     files: tuple[str, ...] = ()
-    password: str | None = None
-    encoding: str | None = None
+    extraction: Options
+    corpus: str | None = None
+    store: bool = True
+    """Whether what is read is kept in the library, and looked for there."""
     system: str | None = None
     sampling: Mapping[str, float]
     max_new_tokens: int | None = None
@@ -83,7 +88,11 @@ class SessionEngine:
             control.emit(Advanced("loading", event.done, event.total))
 
         session = Session.open(
-            settings.model, settings.config, documents=documents, progress=progress
+            settings.model,
+            settings.config,
+            documents=documents,
+            progress=progress,
+            keeping=self._keeping(),
         )
         session.set_system(settings.system)
         self._session = session
@@ -197,16 +206,31 @@ class SessionEngine:
         if control.stopped:
             self.stop()
 
-    def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
-        from ..ingest.extract import read_document
+    def _library(self) -> Library | None:
+        from ..library import Library
 
-        known = self._documents
+        return Library() if self._settings.store else None
+
+    def _keeping(self) -> Keeping | None:
+        from ..shelf import Keeping
+
+        library = self._library()
+        return library and Keeping(library=library, corpus=self._settings.corpus)
+
+    def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
+        from ..shelf import corpus_documents, document_of
+
+        library, known = self._library(), self._documents
         documents = {}
+        if self._settings.corpus is not None and library is not None:
+            documents = {
+                found.name: found for found in corpus_documents(library, self._settings.corpus)
+            }
         for path in paths:
             if path not in known:
                 control.emit(Began("reading", path))
-            documents[path] = known.get(path) or read_document(
-                path, password=self._settings.password, encoding=self._settings.encoding
+            documents[path] = known.get(path) or document_of(
+                path, self._settings.extraction, library
             )
         self._documents = documents
         self._tell_documents(control)

@@ -1,0 +1,187 @@
+"""A text is read once: found again, continued, grown; never taken for another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
+from retrolocal.errors import IdentityError, LibraryError, SpaceError
+from retrolocal.ingest import Document
+from retrolocal.library import Library
+from retrolocal.session import AskOptions, Reply, Session
+from retrolocal.shelf import Keeping, corpus_documents, document_of
+
+WAVE = WaveConfig(segment_tokens=256, growth_tokens=64, sink_tokens=4, window_tokens=16, least=64)
+CONFIG = SessionConfig(cache="wave", batch_size=100, wave=WAVE)
+OPTIONS = AskOptions(sampling=SamplingConfig(temperature=0.0), max_new_tokens=12)
+WORDS = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split()
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "library")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return write(tmp_path, "book.txt", 1)
+
+
+def write(folder: Path, name: str, seed: int) -> Path:
+    path = folder / name
+    path.write_text(" ".join(random.Random(seed).choices(WORDS, k=700)), encoding="utf-8")
+    return path
+
+
+def ask(
+    documents: list[Document],
+    library: Library | None,
+    config: SessionConfig = CONFIG,
+    **keeping: object,
+) -> Reply:
+    kept = None if library is None else Keeping(library=library, **keeping)  # type: ignore[arg-type]
+    with Session.open("builtin", config, documents=documents, keeping=kept) as session:
+        question = documents[0].text[200:260]
+        *_, reply = session.ask(question, OPTIONS)
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def files(library: Library) -> dict[str, bytes]:
+    """What was computed: segments, tails, page maps, texts; manifests tell the time."""
+    kept = (path for path in library.path.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(library.path)): path.read_bytes()
+        for path in kept
+        if path.parent.name in ("segments", "tails", "objects")
+    }
+
+
+def test_a_text_is_read_once(library: Library, book: Path) -> None:
+    plain = ask([document_of(book)], None)
+    first = ask([document_of(book, library=library)], library)
+    kept = files(library)
+    second = ask([document_of(book, library=library)], library)
+    assert first.prefill_tokens == plain.prefill_tokens > 1000
+    assert second.prefill_tokens == first.prefill_tokens - library.find("book.txt").tokens
+    assert second.prompt_tokens == first.prompt_tokens
+    assert second.cache.clusters == first.cache.clusters > 0
+    assert first.text == second.text == plain.text
+    assert files(library) == kept
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_an_interrupted_reading_goes_on_to_the_same_bytes(
+    tmp_path: Path, book: Path, pieces: int
+) -> None:
+    whole, parts = Library(tmp_path / "whole"), Library(tmp_path / "parts")
+    document = document_of(book)
+    expected = ask([document], whole)
+    keeping = Keeping(library=parts, required=True)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        for progress in session.read_documents():
+            if progress.done >= 20 + 256 * pieces:
+                break
+    assert parts.find("book.txt").state == "running"
+    assert len(parts.find("book.txt").segments) == pieces
+    found = ask([document], parts)
+    assert found.prefill_tokens == expected.prefill_tokens - 20 - 256 * pieces
+    assert found.text == expected.text
+    assert files(parts) == files(whole)
+    assert parts.verify("book.txt", deep=True).problems == ()
+
+
+def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path) -> None:
+    more = write(tmp_path, "more.txt", 2)
+    grown, fresh = Library(tmp_path / "grown"), Library(tmp_path / "fresh")
+    both = [document_of(book), document_of(more)]
+    ask(both[:1], grown, corpus="shelf")
+    segments = len(grown.find("shelf").segments)
+    assert [d.text for d in corpus_documents(grown, "shelf")] == [both[0].text]
+    found = ask(corpus_documents(grown, "shelf") + both[1:], grown, corpus="shelf")
+    expected = ask(both, fresh, corpus="shelf")
+    assert segments > 2
+    assert expected.prefill_tokens - found.prefill_tokens == 20 + 256 * segments - 0
+    assert found.text == expected.text
+    grown.collect()
+    assert files(grown) == files(fresh)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (replace(CONFIG, wave=replace(WAVE, index_type="f32")), "codec.index"),
+        (replace(CONFIG, wave=replace(WAVE, segment_tokens=128)), "clustering.segment_tokens"),
+        (replace(CONFIG, dtype="float32"), "dtype"),
+        (replace(CONFIG, cache="dense"), "clustering"),
+    ],
+    ids=["index", "segment", "dtype", "dense"],
+)
+def test_another_setting_is_another_text(
+    library: Library, book: Path, change: SessionConfig, field: str
+) -> None:
+    documents = [document_of(book)]
+    first = ask(documents, library)
+    assert ask(documents, library, change).prefill_tokens == first.prefill_tokens
+    ask(documents, library, corpus="shelf")
+    with pytest.raises(IdentityError, match=field.replace(".", r"\.")):
+        ask(documents, library, change, corpus="shelf")
+
+
+def test_settings_of_a_query_do_not_matter(library: Library, book: Path) -> None:
+    documents = [document_of(book)]
+    first = ask(documents, library)
+    other = replace(CONFIG, batch_size=64, wave=replace(WAVE, budget=0.5))
+    assert ask(documents, library, other).prefill_tokens < first.prefill_tokens
+
+
+def test_a_short_text_stays_dense_and_is_kept(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Ten green bottles hang on the wall. " * 8, encoding="utf-8")
+    documents = [document_of(path)]
+    first, second = (ask(documents, library) for _ in range(2))
+    assert second.prefill_tokens < first.prefill_tokens
+    assert second.text == first.text
+    assert library.find("short.txt").segments == ()
+
+
+def test_what_cannot_be_kept_is_read_all_the_same(
+    library: Library, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise SpaceError("the disk is full")
+
+    remarks: list[str] = []
+    documents = [document_of(book)]
+    monkeypatch.setattr(Library, "write", full)
+    expected = ask(documents, None)
+    assert ask(documents, library, tell=remarks.append).text == expected.text
+    assert remarks == ["not kept in the library: the disk is full"]
+    with pytest.raises(LibraryError, match="the disk is full"):
+        ask(documents, library, required=True)
+
+
+def test_a_damaged_entry_is_read_again(library: Library, book: Path) -> None:
+    documents, remarks = [document_of(book)], list[str]()
+    first = ask(documents, library)
+    damaged = next(damage(library))
+    again = ask(documents, library, tell=remarks.append)
+    assert remarks
+    assert damaged in " ".join(remarks)
+    assert again.text == first.text
+    assert library.verify("book.txt", deep=True).problems == ()
+
+
+def damage(library: Library) -> Iterator[str]:
+    """Changes a byte in the header of the second segment."""
+    key = library.find("book.txt").segments[1].key
+    [path] = library.path.rglob(f"{key}*")
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    yield path.name

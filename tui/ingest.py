@@ -1,0 +1,180 @@
+"""`retrolocal ingest`: reads documents ahead and keeps them, with an honest clock.
+
+The first Ctrl-C finishes the piece that is being read and keeps it, the second leaves at once;
+either way the next start goes on there. With --json every line on stdout is one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..config import SessionConfig
+from ..errors import DocumentError
+from ..generate import Progress
+from ..ingest import Document, read_documents
+from ..library import Library
+from ..session import Session
+from ..shared_options import extraction
+from ..shelf import Keeping, corpus_documents, known_document
+from .time_left import TimeLeft, spoken
+
+MEBI = 1 << 20
+
+
+def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
+    """Runs `retrolocal ingest`; returns the exit code."""
+    report = _Report(as_json=arguments.json, quiet=arguments.quiet)
+    library, corpus = Library(), arguments.corpus
+    documents = _documents(arguments, library, report)
+    keeping = Keeping(library=library, corpus=corpus, required=True, tell=report.remark)
+    with Session.open(
+        arguments.model or "builtin", config, documents=documents, keeping=keeping
+    ) as session:
+        _announce(session, documents, library, report)
+        return _read(session, documents, corpus, report)
+
+
+def _documents(arguments: argparse.Namespace, library: Library, report: _Report) -> list[Document]:
+    """Those of the corpus, if there is one, and those named that it does not have."""
+    documents: list[Document] = []
+    corpus = arguments.corpus
+    if corpus is not None and any(
+        found.kind == "corpus" and found.state == "complete"
+        for found in library.catalogue().named(corpus)
+    ):
+        documents = corpus_documents(library, corpus)
+    known = {document.digest for document in documents}
+    for document in read_documents(
+        arguments.paths,
+        extraction(arguments),
+        find=lambda unread: known_document(library, unread),
+        tell=report.remark,
+    ):
+        for note in document.notes:
+            report.remark(f"{document.name}: {note}")
+        if document.digest in known:
+            report.remark(f"{document.name} is there already")
+            continue
+        known.add(document.digest)
+        documents.append(document)
+    if not documents:
+        raise DocumentError("there is nothing to read; give a file or a folder with some")
+    return documents
+
+
+def _announce(
+    session: Session, documents: list[Document], library: Library, report: _Report
+) -> None:
+    tokens, needed = session.documents_estimate()
+    free = shutil.disk_usage(_existing(library.path)).free
+    report.say(
+        {
+            "event": "start",
+            "documents": len(documents),
+            "tokens": tokens,
+            "disk_bytes": needed.cache,
+            "free_bytes": free,
+            "memory_bytes": needed.total,
+            "kept": session.documents_kept,
+        },
+        f"{len(documents):,} document{'s' * (len(documents) != 1)}, {tokens:,} tokens: about "
+        f"{needed.cache / MEBI:,.0f} MiB on disk ({free / MEBI:,.0f} free), "
+        f"{needed.total / MEBI:,.0f} MiB of memory while reading",
+    )
+
+
+def _read(session: Session, documents: list[Document], corpus: str | None, report: _Report) -> int:
+    began, clock, last = time.monotonic(), TimeLeft(), Progress("prefill", 0, 0)
+    with _interruptible() as interrupted:
+        for last in session.read_documents():
+            now = time.monotonic()
+            clock.advance(last.done, last.total, now)
+            _show(last, clock.seconds(now), now - began, report)
+            if interrupted() and last.done < last.total:
+                report.say(
+                    {"event": "stopped", "done": last.done, "total": last.total},
+                    "stopped; what was read is kept: start it again to go on",
+                )
+                return 130
+    name = corpus or documents[0].name
+    seconds = time.monotonic() - began
+    text = f"{name} is ready: retrolocal chat " + (
+        f"--corpus {corpus}" if corpus else f"-f {documents[0].name}"
+    )
+    facts: dict[str, Any] = {"event": "done", "name": name, "read_tokens": last.total}
+    report.say(facts | {"seconds": round(seconds, 3)}, text)
+    return 0
+
+
+def _show(progress: Progress, left: float | None, seconds: float, report: _Report) -> None:
+    rate = progress.done / max(seconds, 1e-9)
+    report.say(
+        {
+            "event": "progress",
+            "done": progress.done,
+            "total": progress.total,
+            "seconds": round(seconds, 3),
+            "seconds_left": None if left is None else round(left, 1),
+        },
+        f"{progress.done:,} of {progress.total:,} tokens, {rate:,.0f} tokens/s"
+        + ("" if left is None else f", {spoken(left)}"),
+        passing=True,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """Gives a function that says whether Ctrl-C was pressed; the second press raises."""
+    presses = 0
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal presses
+        presses += 1
+        if presses > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: presses > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+class _Report:
+    """Lines for people on stderr, or objects for programs on stdout."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._passing = False
+
+    def say(self, facts: dict[str, Any], line: str, *, passing: bool = False) -> None:
+        """A `passing` line is written over by the next one, on a terminal."""
+        if self._as_json:
+            print(json.dumps(facts, ensure_ascii=False), flush=True)
+            return
+        if self._quiet:
+            return
+        terminal = sys.stderr.isatty()
+        begin = "\r\x1b[K" if self._passing and terminal else ""
+        end = "" if passing and terminal else "\n"
+        print(f"{begin}{line}", end=end, file=sys.stderr, flush=True)
+        self._passing = passing and terminal
+
+    def remark(self, line: str) -> None:
+        self.say({"event": "remark", "text": line}, line)
