@@ -14,13 +14,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Static
 
 from ..errors import RetrolocalError
 from . import slash
 from .answer import Answer, Question
-from .bridge import Bridge
+from .bridge import Arrival, Bridge
 from .cards import Card, error_card
 from .chat_commands import ChatCommands
 from .chat_log import ChatLog
@@ -89,6 +90,13 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+end", "follow", "follow the end", priority=True),
         Binding("ctrl+l", "redraw", "draw again", priority=True),
     ]
+
+    class EngineTold(Message):
+        """The engine's thread has said something."""
+
+        def __init__(self, arrivals: Sequence[Arrival]) -> None:
+            super().__init__()
+            self.arrivals = arrivals
 
     def __init__(self, engine: Engine, settings: ChatSettings, host: Host) -> None:
         super().__init__()
@@ -186,6 +194,13 @@ class ChatScreen(Screen[None]):
         self.desk.send(ticket)
 
     # What the desk tells.
+
+    def pass_on(self, arrivals: Sequence[Arrival]) -> None:
+        self.post_message(self.EngineTold(arrivals))
+
+    @on(EngineTold)
+    def engine_told(self, message: EngineTold) -> None:
+        self.desk.deliver(message.arrivals)
 
     def opened(self, opened: Opened) -> None:
         for note in opened.notes:

@@ -43,6 +43,10 @@ class Ticket:
 class DeskView(Protocol):
     """What the desk tells."""
 
+    def pass_on(self, arrivals: Sequence[Arrival]) -> None:
+        """Has `deliver` called with these where an exception ends the application."""
+        ...
+
     def opened(self, opened: Opened) -> None: ...
     def download_needed(self, download: Download) -> None: ...
     def documents_changed(self, documents: Sequence[DocumentFacts]) -> None: ...
@@ -79,7 +83,7 @@ class Desk:
         self.queue: list[Ticket] = []
         self._view = view
         self._clock = clock
-        self._bridge = Bridge(engine, self._deliver)
+        self._bridge = Bridge(engine, view.pass_on)
         self._job: Job | None = None
         self._kind: Kind = "open"
         self._asked: Ticket | None = None
@@ -205,7 +209,8 @@ class Desk:
         self._begin("ask", lambda engine, job: engine.ask(ticket.text, job))
         self._view.sent(ticket)
 
-    def _deliver(self, arrivals: Sequence[Arrival]) -> None:
+    def deliver(self, arrivals: Sequence[Arrival]) -> None:
+        """Takes what the engine told."""
         for arrival in arrivals:
             # A job that was given up may still say something; nobody listens.
             if arrival.job is self._job:
