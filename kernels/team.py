@@ -90,7 +90,7 @@ def _processor_function() -> Callable[[], int]:
         return lambda: -1
     function = ctypes.CDLL(None).sched_getcpu
     function.argtypes, function.restype = (), ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 current_processor = _processor_function()

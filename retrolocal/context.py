@@ -54,9 +54,10 @@ class Context:
         chunk_tokens: int,
         device: torch.device,
         stopped: Callable[[], bool],
-        piece_end: Callable[[int], int],
+        piece_end: Callable[[int], int] = lambda tokens: 1 << 62,
     ) -> None:
-        """`piece_end(n)` is the length above n up to which the head is read next."""
+        """`piece_end(n)` is the length above n up to which the head is read next; by default it
+        is read in one piece."""
         self.caches = caches
         self.tokens = 0
         """Tokens in the caches."""

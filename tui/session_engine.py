@@ -215,7 +215,9 @@ class SessionEngine:
         from ..shelf import Keeping
 
         library = self._library()
-        return library and Keeping(library=library, corpus=self._settings.corpus)
+        if library is None:
+            return None
+        return Keeping(library=library, corpus=self._settings.corpus)
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
         from ..shelf import corpus_documents, document_of

@@ -40,15 +40,16 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
         dtype=dtype,
     )
     config = WaveConfig(budget=options.budget, index_type=options.index_type)
-    sampled = torch.linspace(options.tokens // 2, options.tokens - 1, SAMPLES).long().unique()
-    caches = {
+    sampled = torch.tensor(sorted({options.tokens - 1 - n for n in _spread(options.tokens // 2)}))
+    caches: dict[str, DenseCache | WaveCache] = {
         "dense": DenseCache(),
         "wave": WaveCache(config, lengths=Lengths(prefill=lambda: 0)),
     }
     seconds = dict.fromkeys(caches, 0.0)
     out = torch.empty(len(sampled), options.q_heads, options.head_dim)
-    for positions in torch.arange(options.tokens).split(config.segment_tokens):
-        rows = slice(int(positions[0]), int(positions[-1]) + 1)
+    for first in range(0, options.tokens, config.segment_tokens):
+        rows = slice(first, min(first + config.segment_tokens, options.tokens))
+        positions = torch.arange(rows.start, rows.stop)
         q, k, v = data.q[rows].transpose(0, 1), data.k[:, rows], data.v[:, rows]
         for name, cache in caches.items():
             began = time.perf_counter()
@@ -77,6 +78,11 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
         "paper_decode": _paper(data, len(sampled)),
         "settings": asdict(config) | {"gain": options.gain},
     }
+
+
+def _spread(length: int) -> range:
+    """About SAMPLES numbers from 0 to below `length`."""
+    return range(0, max(1, length), max(1, length // SAMPLES))
 
 
 def _errors(data: AttentionData, sampled: Tensor, out: Tensor) -> Tensor:
