@@ -1,4 +1,4 @@
-"""What one clustered segment looks like to the kernels: its two index levels, its keys and values.
+"""What one clustered segment looks like to the kernels: its two index levels and its blocks.
 
 A segment's N tokens are permuted so that every cluster is one contiguous run, and its clusters so
 that every group is one: tokens `starts[c] : starts[c + 1]` are cluster c, clusters
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
+
+from .codecs import Codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,17 @@ class Segment:
     group_offsets: Tensor
     """int32 [H, M + 1]."""
     singles: int
-    k: Tensor
-    """[H, N, D] in cluster order, as the store holds it; v likewise."""
-    v: Tensor
+    codec: Codec
+    blocks: Tensor
+    """uint8 [H, N * W]: the keys and values of each cluster, see `codecs`."""
+
+    @property
+    def heads(self) -> int:
+        return self.mean_key.shape[0]
 
     @property
     def tokens(self) -> int:
-        return self.k.shape[1]
+        return self.blocks.shape[1] // self.codec.token_bytes(self.mean_key.shape[1])
 
     @property
     def clusters(self) -> int:
@@ -95,11 +101,21 @@ class Segment:
     def coarse_bytes(self) -> int:
         return self.coarse.bytes + nbytes(self.group_offsets)
 
+    def rows(self, head: int, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """K and V [n, D] of all or some tokens (int64 [n], in cluster order) as the store has them.
+
+        float32, or the dtype of a plain codec.
+        """
+        if tokens is None:
+            tokens = torch.arange(self.tokens, device=self.blocks.device)
+        centres = self.fine.keys(head) + self.mean_key[head]
+        return self.codec.decode(self.blocks[head], self.starts[head], centres, tokens)
+
     def tensors(self) -> Iterator[Tensor]:
         """Those that the compiled kernels read, in the order of their table."""
         for level in (self.fine, self.coarse):
             yield from (level.centroids, level.value_sums, level.scales, level.spreads)
-        yield from (self.starts, self.group_offsets, self.mean_key, self.k, self.v)
+        yield from (self.starts, self.group_offsets, self.mean_key, self.blocks)
 
 
 class Totals(NamedTuple):
@@ -120,8 +136,8 @@ class SegmentTable(Sequence[Segment]):
     segments.
     """
 
-    COLUMNS = 19
-    """13 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
+    COLUMNS = 18
+    """12 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
@@ -181,14 +197,10 @@ def nbytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def encode_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """rows float32 [..., D] -> rows in `dtype` and scales bfloat16 [..., 1] ([..., 0] if not int8).
-
-    int8 is symmetric per row: 127 steps up to the row's largest magnitude.
-    """
-    if dtype != torch.int8:
-        return rows.to(dtype).contiguous(), rows.new_empty((*rows.shape[:-1], 0)).bfloat16()
-    scales = (rows.abs().amax(dim=-1, keepdim=True) / 127).bfloat16()
-    # bfloat16 may have rounded the scale down: the largest value then needs a step more.
-    steps = torch.round(rows / scales.float().clamp(min=torch.finfo().tiny)).clamp(-127, 127)
-    return steps.to(torch.int8).contiguous(), scales
+def ranges(first: Tensor, last: Tensor) -> Tensor:
+    """first[0] ... last[0] - 1, first[1] ... last[1] - 1, ... int64."""
+    lengths = last - first
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    shift = (first - ends + lengths).repeat_interleave(lengths)
+    return torch.arange(total, device=first.device) + shift

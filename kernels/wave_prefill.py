@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attention import partial_attention
 from .merge import merge
-from .segment import Segment, SegmentTable
+from .segment import Segment, SegmentTable, ranges
 from .wave_attention import log_mass
 
 
@@ -41,7 +41,7 @@ def wave_prefill(
 
     Returns out [Hq, T, D] and lse [Hq, T], float32.
     """
-    kv_heads = segments[0].k.shape[0]
+    kv_heads = segments[0].heads
     group, (heads, tokens, dim) = q.shape[0] // kv_heads, q.shape
     out = torch.empty(heads, tokens, dim, device=q.device)
     out_lse = torch.empty(heads, tokens, device=q.device)
@@ -98,8 +98,8 @@ def _block(
     order = torch.argsort(shares.sum(0), descending=True)
     fits = fine.sizes[order].cumsum(0) <= rules.retrieved * index.tokens
     chosen = order[fits].sort().values
-    k, v = fine.rows(chosen)
-    exact, exact_lse = partial_attention(q[None], k[None], v[None], scale=scale)
+    k, v = (rows[None].to(q.dtype) for rows in fine.rows(chosen))
+    exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     shares[:, chosen] = 0
     coarse = torch.exp(coarse - z)
     estimate = (shares / fine.sizes) @ fine.values + (
@@ -119,7 +119,7 @@ class _Fine:
         of = index.group_segment[groups]
         for number, segment in enumerate(index.segments):
             inside = groups[of == number]
-            clusters = _ranges(index.first[inside], index.last[inside])
+            clusters = ranges(index.first[inside], index.last[inside])
             singles = torch.arange(segment.grouped, segment.clusters)
             runs.append((number, torch.cat((clusters, singles))))
         self._runs, head = runs, index.head
@@ -139,10 +139,10 @@ class _Fine:
             inside = chosen[(chosen >= before) & (chosen < before + len(clusters))] - before
             before += len(clusters)
             picked = clusters[inside]
-            tokens = _ranges(starts[picked], starts[picked + 1])
-            segment = self._index.segments[number]
-            keys.append(segment.k[self._index.head].index_select(0, tokens))
-            values.append(segment.v[self._index.head].index_select(0, tokens))
+            tokens = ranges(starts[picked], starts[picked + 1])
+            k, v = self._index.segments[number].rows(self._index.head, tokens)
+            keys.append(k)
+            values.append(v)
         return torch.cat(keys), torch.cat(values)
 
 
@@ -154,12 +154,3 @@ def _keys(segment: Segment, head: int, clusters: Tensor) -> Tensor:
 def _values(segment: Segment, head: int, clusters: Tensor) -> Tensor:
     rows, level = segment.fine.value_sums[head].index_select(0, clusters).float(), segment.fine
     return rows * level.scales[head, clusters, 1:].float() if level.scales.shape[2] else rows
-
-
-def _ranges(first: Tensor, last: Tensor) -> Tensor:
-    """first[0] ... last[0] - 1, first[1] ... last[1] - 1, ... int64."""
-    lengths = last - first
-    ends = lengths.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    shift = (first - ends + lengths).repeat_interleave(lengths)
-    return torch.arange(total, device=first.device) + shift

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .jit_numba import bits_of, exp, jit, pointer, to_float, touch
-from .wave_attention import BUCKET_SHIFT, BUCKETS, LOWEST_BUCKET
+from .jit_numba import exp, jit, pointer, to_float, touch
+from .wave_attention import BUCKETS
+from .wave_rows_numba import dots, load, turn
+from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
     BLOCK,
-    BUCKET_MASS,
-    BUCKET_NUMBER,
     BUCKET_TOKENS,
     CLUSTER,
     COARSE,
@@ -43,6 +43,7 @@ from .wave_words_numba import (
     PROGRESS,
     Q_AT,
     Q_CODE,
+    Q_TURNED,
     RANK,
     RETRIEVED,
     RULES,
@@ -78,69 +79,11 @@ from .wave_words_numba import (
     f8,
     i4,
     i8,
+    is_int4,
     rows_of,
     runs_of,
     scales_of,
 )
-
-
-@jit()
-def _load(source, first, stop, rows):
-    """rows[i] = source[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
-    for i in range(BLOCK):
-        if first + i < stop:
-            for d in range(rows.shape[1]):
-                rows[i, d] = to_float(source[first + i, d])
-        else:
-            for d in range(rows.shape[1]):
-                rows[i, d] = np.float32(0.0)
-
-
-@jit()
-def dots(q, first, count, rows, out, at, n):
-    """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows.
-
-    Two queries x and y at a time: that many sums stay in registers, a row is loaded once for both.
-    """
-    for g in range(0, count, 2):
-        other = min(g + 1, count - 1)
-        x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = np.float32(0.0)
-        for d in range(rows.shape[1]):
-            x, y = q[first + g, d], q[first + other, d]
-            x0 += x * rows[0, d]
-            x1 += x * rows[1, d]
-            x2 += x * rows[2, d]
-            x3 += x * rows[3, d]
-            y0 += y * rows[0, d]
-            y1 += y * rows[1, d]
-            y2 += y * rows[2, d]
-            y3 += y * rows[3, d]
-        out[g, at], out[other, at] = x0, y0
-        if n > 1:
-            out[g, at + 1], out[other, at + 1] = x1, y1
-        if n > 2:
-            out[g, at + 2], out[other, at + 2] = x2, y2
-        if n > 3:
-            out[g, at + 3], out[other, at + 3] = x3, y3
-
-
-@jit()
-def add_rows(weights, at, rows, total):
-    """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]; two queries at a time."""
-    count = total.shape[0]
-    for g in range(0, count - 1, 2):
-        o = g + 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        y0, y1, y2, y3 = weights[o, at], weights[o, at + 1], weights[o, at + 2], weights[o, at + 3]
-        for d in range(total.shape[1]):
-            r0, r1, r2, r3 = rows[0, d], rows[1, d], rows[2, d], rows[3, d]
-            total[g, d] += x0 * r0 + x1 * r1 + x2 * r2 + x3 * r3
-            total[o, d] += y0 * r0 + y1 * r1 + y2 * r2 + y3 * r3
-    if count % 2:
-        g = count - 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        for d in range(total.shape[1]):
-            total[g, d] += x0 * rows[0, d] + x1 * rows[1, d] + x2 * rows[2, d] + x3 * rows[3, d]
 
 
 @jit()
@@ -167,7 +110,7 @@ def _products(w, h, s, level, start, stop, out, at, factors, variances, rows, ki
     scales = scales_of(w, h, table[s, level + 2], held)
     spreads = carray(pointer(table[s, level + 3] + h * held * 2), held, np.uint16)
     for c in range(start, stop, BLOCK):
-        _load(centroids, c, stop, rows)
+        load(centroids, c, stop, rows)
         dots(q, h * w[GROUP], w[GROUP], rows, out, at + c - start, stop - c)
     n = stop - start
     factors[:n], variances[:n] = np.float32(1.0), np.float32(0.0)
@@ -237,61 +180,6 @@ def _ranks(masses, z, n, out):
 
 
 @jit()
-def _bucket(rank):
-    """`buckets` of the reference."""
-    return np.int64(max((bits_of(rank) >> BUCKET_SHIFT) - LOWEST_BUCKET, 0))
-
-
-@jit()
-def _select(w, h, ranks, sizes, n, mass, tokens, clusters, floor, epsilon, zone, value):
-    """`select` of the reference by a histogram: zone[i] = value for what is taken.
-
-    Returns the tokens taken.
-    """
-    held, number, masses = (
-        i8(w, BUCKET_TOKENS)[h],
-        i8(w, BUCKET_NUMBER)[h],
-        f8(w, BUCKET_MASS)[h],
-    )
-    for bucket in range(BUCKETS):
-        held[bucket], number[bucket], masses[bucket] = 0, 0, 0.0
-    for i in range(n):
-        bucket = _bucket(ranks[i])
-        held[bucket] += sizes[i]
-        number[bucket] += 1
-        masses[bucket] += ranks[i]
-    edge, partial = np.int64(0), False
-    taken_tokens, taken = np.int64(0), np.int64(0)
-    if floor == 0 and mass < epsilon:
-        return taken_tokens
-    for bucket in range(BUCKETS - 1, -1, -1):
-        if number[bucket] == 0:
-            continue
-        if taken_tokens + held[bucket] > tokens or taken + number[bucket] > clusters:
-            edge, partial = bucket, True
-            break
-        taken_tokens += held[bucket]
-        taken += number[bucket]
-        mass -= masses[bucket]
-        if taken >= floor and mass < epsilon and epsilon > 0.0:
-            edge = bucket
-            break
-    for i in range(n):
-        bucket = _bucket(ranks[i])
-        if bucket > edge or (bucket == edge and not partial):
-            zone[i] = value
-        elif bucket == edge:
-            if taken_tokens + sizes[i] > tokens or taken + 1 > clusters:
-                partial = False
-                edge += 1
-            else:
-                taken_tokens += sizes[i]
-                taken += 1
-                zone[i] = value
-    return taken_tokens
-
-
-@jit()
 def score_first(w, kind, task):
     """Pass 1: the groups and singles of one segment for one head."""
     h, s = task // w[SEGMENTS], task % w[SEGMENTS]
@@ -335,9 +223,7 @@ def _descend(w, h, wanted, everything):
     _lse(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
     _ranks(masses, z, groups, ranks)
     most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
-    reached = _select(
-        w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED
-    )
+    reached = select(w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED)
     left = 0.0
     for m in range(groups):
         if zones[m] == DROPPED:
@@ -345,7 +231,7 @@ def _descend(w, h, wanted, everything):
     found[5] = left < rules[SURE] * count
     if found[5]:
         more = max(np.ceil(rules[SHARP_DESCEND] * groups), np.float64(most))
-        _select(
+        select(
             w,
             h,
             ranks,
@@ -369,7 +255,7 @@ def _descend(w, h, wanted, everything):
         edge -= 1
         filled += held[edge]
     for m in range(groups):
-        bucket = _bucket(ranks[m])
+        bucket = bucket_of(ranks[m])
         if bucket >= edge:
             zones[m] = RETRIEVED
         elif bucket == edge - 1 and filled < wanted:
@@ -381,8 +267,11 @@ def _descend(w, h, wanted, everything):
 
 
 @jit()
-def prepare(w):
-    """Before all passes: queries times scale as float32, and the squares of their lengths."""
+def prepare(w, stored):
+    """Before all passes: queries times scale as float32, and the squares of their lengths.
+
+    Where stored rows are rotated, rotated queries too.
+    """
     q, norms, scale = f4(w, Q), f4(w, NORMS)[0], np.float32(f8(w, RULES)[0, SCALE])
     i8(w, PROGRESS)[:] = 0
     n = q.shape[0] * q.shape[1]
@@ -397,6 +286,10 @@ def prepare(w):
         norms[h] = np.float32(0.0)
         for d in range(q.shape[1]):
             norms[h] += q[h, d] * q[h, d]
+    if is_int4(stored):
+        turned = f4(w, Q_TURNED)
+        turned[:] = q
+        turn(turned)
 
 
 @jit()
@@ -566,9 +459,9 @@ def choose(w, h):
         zones[i] = ESTIMATED if rules[SHARE_ESTIMATED] >= 1.0 else DROPPED
     if rules[SHARE_ESTIMATED] < 1.0:
         number = most + np.int64(np.rint(rules[SHARE_ESTIMATED] * found[3]))
-        _select(w, h, ranks, sizes, n, 0.0, found[4], number, NONE, 0.0, zones, ESTIMATED)
+        select(w, h, ranks, sizes, n, 0.0, found[4], number, NONE, 0.0, zones, ESTIMATED)
     end = 0.0 if found[5] else rules[EPSILON] * count
-    i8(w, TOKENS)[0, h] = _select(
+    i8(w, TOKENS)[0, h] = select(
         w, h, ranks, sizes, n, left, found[2], most, w[FLOOR], end, zones, RETRIEVED
     )
     _forget_retrieved(w, h)
