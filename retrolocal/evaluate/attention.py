@@ -25,7 +25,7 @@ from .calibration import CLASSES, RESOLUTION, Samples, calibration, sharpness_cl
 from .options import AttentionOptions
 from .record import STEPS, LayerRecord, RecordingSession
 
-PAPER = WaveConfig(scheme="paper", index_type="bf16", outlier_fraction=0.0)
+PAPER = WaveConfig(scheme="paper", index_type="bf16", store_type="bf16", outlier_fraction=0.0)
 WAVE = WaveConfig()
 HELD = 0.9
 """Share of the true mass that counts tokens for sharpness."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..config import WaveConfig
-from ..kernels.kmeans import assign, cluster_sizes, cluster_sums
 from ..kernels.codecs import Codec, encode_rows
+from ..kernels.kmeans import assign, cluster_sizes, cluster_sums
 from ..kernels.segment import Level, Segment
 from .zones import groups, initial_centroids, outliers
 
