@@ -7,10 +7,12 @@ a value's.
 
 - float32, bfloat16, float16: the rows themselves, nothing is lost.
 - int8: row = scale * step, 127 steps up to the row's largest magnitude, one bfloat16 scale a row.
-- int4 (two steps a byte, so uint8): rows are rotated (see `rotate`), which spreads what few
-  channels hold over all; then 16 steps -8 ... 7 and a scale for every `group_dims` dimensions. The
-  largest magnitude is step -8, whatever its sign: the scale has one too, as in ggml's q4_0. In a
-  byte the lower four bits hold dimension j of a group, the upper ones j + group_dims / 2.
+- int4 (two codes a byte, so uint8): a scale for every `group_dims` dimensions, times one of 16
+  levels that lie closer together near 0, where most numbers are: level(code) = x (1 + 0.4 x^2) /
+  1.4, x = (2 code - 15) / 15. Of a few scales up to the group's largest magnitude the one with the
+  least square error is taken. In a byte the lower four bits hold dimension j of a group, the upper
+  ones j + group_dims / 2. Keys are rotated first (see `rotate`), which spreads what few channels
+  hold over all; of values it made the error larger (PERFORMANCE.md).
 
 What is coded of a key is its difference to the centre of its cluster: the centroid as the index
 keeps it, the segment's mean key added. Where clusters are narrow that is a small difference, and
@@ -27,6 +29,10 @@ from torch import Tensor
 
 PLAIN = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 CODED = {"int8": torch.int8, "int4": torch.uint8}
+LINEAR, CUBIC = 1 / (7.5 * 1.4), 0.4 / (7.5**3 * 1.4)
+"""level(code) = LINEAR x + CUBIC x^3, x = code - 7.5."""
+SHRUNK = (0.8, 0.87, 0.94, 1.0)
+"""Scales that are tried for a group, in units of its largest magnitude."""
 LEAST = torch.finfo(torch.float32).tiny
 """Instead of a scale of 0."""
 
@@ -51,6 +57,11 @@ class Codec:
     def plain(self) -> bool:
         """Whether nothing is lost."""
         return self.element.is_floating_point
+
+    @property
+    def turned(self) -> bool:
+        """Whether what is coded of a key is rotated."""
+        return self.element == torch.uint8
 
     def row_bytes(self, dim: int) -> int:
         """Of a key (or value) of `dim` dimensions, an even number, without its scales."""
@@ -80,6 +91,8 @@ class Codec:
             keys, values = k[head], v[head]
             if not self.plain:
                 keys = keys.float() - centres[head][_cluster_of(starts[head], every)]
+            if self.turned:
+                keys = rotate(keys)
             rows, scales = zip(self._encoded(keys), self._encoded(values), strict=True)
             whole = torch.cat((*rows, *scales), dim=1)
             places, unit = self._places(starts[head], every, dim)
@@ -103,6 +116,8 @@ class Codec:
             self._decoded(codes, scales)
             for codes, scales in zip(rows, (key_scales, value_scales), strict=True)
         )
+        if self.turned:
+            keys = rotate(keys)
         if not self.plain:
             keys += centres[_cluster_of(starts, tokens)]
         return keys, values
@@ -115,8 +130,8 @@ class Codec:
         if self.element == torch.int8:
             steps, scales = encode_rows(rows, torch.int8)
             return steps.view(torch.uint8), scales.view(torch.uint8)
-        steps, scales = _four_bits(rotate(rows))
-        return _packed(steps), scales.view(torch.uint8)
+        codes, scales = _four_bits(rows)
+        return _packed(codes), scales.view(torch.uint8)
 
     def _decoded(self, codes: Tensor, scales: Tensor) -> Tensor:
         """The inverse of `_encoded`."""
@@ -125,8 +140,8 @@ class Codec:
         factors = scales.contiguous().view(torch.bfloat16).float()
         if self.element == torch.int8:
             return codes.view(torch.int8) * factors
-        steps = _unpacked(codes, factors.shape[1])
-        return rotate((steps * factors[..., None]).flatten(1))
+        x = _unpacked(codes, factors.shape[1]) - 7.5
+        return (x * (LINEAR + CUBIC * x * x) * factors[..., None]).flatten(1)
 
     def _places(self, starts: Tensor, tokens: Tensor, dim: int) -> tuple[Tensor, torch.dtype]:
         """Where a token's bytes are, in units of a dtype: int64 [n, W / unit] in `blocks`."""
@@ -181,29 +196,40 @@ def encode_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _four_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows float32 [N, D] -> steps -8 ... 7 [N, groups, dims] and scales bfloat16 [N, groups].
+    """rows float32 [N, D] -> codes 0 ... 15, uint8 [N, groups, dims], and scales bfloat16.
 
-    With the scale before it was rounded, |row - decoded| <= |scale| * (1/2 + 2^-5), and up to
-    |scale| * (1 + 2^-5) for what lies opposite to the largest magnitude.
+    The scales are [N, groups]. |row - decoded| <= 0.1 scale within scale, beyond that
+    |row| - scale, and scale is at least 0.79 of the group's largest magnitude.
     """
     grouped = rows.unflatten(1, (-1, group_dims(rows.shape[1])))
-    largest = grouped.gather(2, grouped.abs().argmax(dim=2, keepdim=True))
-    scales = (largest / -8).bfloat16()
-    factors = scales.float()
-    steps = torch.round(grouped / torch.where(factors.abs() < LEAST, LEAST, factors))
-    return steps.clamp(-8, 7), scales[..., 0].contiguous()
+    x = torch.arange(16, device=rows.device) - 7.5
+    levels = x * (LINEAR + CUBIC * x * x)
+    between = (levels[1:] + levels[:-1]) / 2
+    largest, least = grouped.abs().amax(dim=2, keepdim=True), None
+    for share in SHRUNK:
+        tried = (largest * share).bfloat16()
+        factors = tried.float()
+        nearest = torch.bucketize(grouped / factors.clamp(min=LEAST), between, out_int32=True)
+        error = (levels[nearest] * factors - grouped).square().sum(dim=2, keepdim=True)
+        if least is None:
+            least, codes, scales = error, nearest, tried
+            continue
+        better = error < least
+        least = torch.where(better, error, least)
+        codes, scales = torch.where(better, nearest, codes), torch.where(better, tried, scales)
+    return codes.to(torch.uint8), scales[..., 0].contiguous()
 
 
-def _packed(steps: Tensor) -> Tensor:
-    """Steps [N, groups, dims] -> uint8 [N, groups * dims / 2]."""
-    low, high = (steps + 8).to(torch.uint8).chunk(2, dim=2)
+def _packed(codes: Tensor) -> Tensor:
+    """Codes [N, groups, dims] -> uint8 [N, groups * dims / 2]."""
+    low, high = codes.chunk(2, dim=2)
     return (low | high << 4).flatten(1)
 
 
-def _unpacked(codes: Tensor, groups: int) -> Tensor:
+def _unpacked(packed: Tensor, groups: int) -> Tensor:
     """The inverse, float32."""
-    grouped = codes.unflatten(1, (groups, -1))
-    return torch.cat((grouped & 15, grouped >> 4), dim=2).float() - 8
+    grouped = packed.unflatten(1, (groups, -1))
+    return torch.cat((grouped & 15, grouped >> 4), dim=2).float()
 
 
 def _cluster_of(starts: Tensor, tokens: Tensor) -> Tensor:

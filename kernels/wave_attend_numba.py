@@ -6,7 +6,7 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
-from .wave_rows_numba import add_rows, dots, load_at, load_stored, turn
+from .wave_rows_numba import add_rows, dots, load_at, load_stored
 from .wave_words_numba import (
     BLOCK,
     BLOCKS,
@@ -210,8 +210,6 @@ def _attend_exactly(w, kind, stored, task):
     centre, shared = f4(w, PART_CENTRE)[task], np.empty(count, np.float32)
     width, scales = row_bytes(w, stored), scale_bytes(w, stored)
     read, n, tiles = np.int64(0), 0, 0
-    if is_int4(stored):
-        turn(total)
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
             continue
@@ -268,8 +266,6 @@ def _attend_exactly(w, kind, stored, task):
             scales,
             stored,
         )
-    if is_int4(stored):
-        turn(total)
     return read
 
 

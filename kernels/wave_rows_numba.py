@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
+from .codecs import CUBIC, LINEAR
 from .jit_numba import jit, pointer, to_float
 from .wave_words_numba import BLOCK, group_dims, is_int4, is_plain
 
@@ -39,8 +40,8 @@ def load_at(addresses, first, stop, rows, stored):
 def load_stored(addresses, scales, first, stop, rows, stored):
     """rows[i] = the stored key or value at addresses[first + i]; 0 from `stop` on.
 
-    Of a coded one that is what scales[first + i], an address, makes of its steps: of a key the
-    difference to its centre, in int4 rotated.
+    Of a coded key that is the difference to its centre, in int4 rotated. Scales are at the address
+    scales[first + i].
     """
     if is_plain(stored):
         load_at(addresses, first, stop, rows, stored)
@@ -74,8 +75,10 @@ def _load_int4(address, scale_at, row):
         low, high = row[j * size : j * size + half], row[j * size + half : (j + 1) * size]
         for b in range(half):
             code = np.int32(codes[b])
-            low[b] = scale * np.float32((code & np.int32(15)) - np.int32(8))
-            high[b] = scale * np.float32((code >> np.int32(4)) - np.int32(8))
+            x = np.float32(code & np.int32(15)) - np.float32(7.5)
+            y = np.float32(code >> np.int32(4)) - np.float32(7.5)
+            low[b] = scale * x * (np.float32(LINEAR) + np.float32(CUBIC) * x * x)
+            high[b] = scale * y * (np.float32(LINEAR) + np.float32(CUBIC) * y * y)
 
 
 @jit()
