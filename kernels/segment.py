@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -108,8 +108,17 @@ class Segment:
         """
         if tokens is None:
             tokens = torch.arange(self.tokens, device=self.blocks.device)
-        centres = self.fine.keys(head) + self.mean_key[head]
-        return self.codec.decode(self.blocks[head], self.starts[head], centres, tokens)
+        return self.codec.decode(self.blocks[head], self.starts[head], self.centres(head), tokens)
+
+    def recoded(self, codec: Codec) -> Segment:
+        """The same with its rows, as they are decoded, in another codec."""
+        k, v = (torch.stack(rows) for rows in zip(*map(self.rows, range(self.heads)), strict=True))
+        centres = torch.stack([self.centres(head) for head in range(self.heads)])
+        return replace(self, codec=codec, blocks=codec.encode(k, v, self.starts, centres))
+
+    def centres(self, head: int) -> Tensor:
+        """Centroids of the clusters of one KV head with the mean key, float32 [C, D]."""
+        return self.fine.keys(head) + self.mean_key[head]
 
     def tensors(self) -> Iterator[Tensor]:
         """Those that the compiled kernels read, in the order of their table."""
