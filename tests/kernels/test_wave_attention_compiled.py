@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,8 @@ def threads(number: int) -> Iterator[None]:
 @contextmanager
 def everything_read() -> Iterator[None]:
     """Value rows are read whatever they weigh."""
+    # It takes the constant over when it is imported, which must not be in here.
+    importlib.import_module("retrolocal.kernels.wave_attention_numba")
     with ExitStack() as stack:
         for name, kernel in list(sys.modules.items()):
             if name.startswith("retrolocal.kernels.") and hasattr(kernel, "NEGLIGIBLE"):
