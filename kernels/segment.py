@@ -1,4 +1,4 @@
-"""What one clustered segment looks like to the kernels: its two index levels, its keys and values.
+"""What one clustered segment looks like to the kernels: its two index levels and its blocks.
 
 A segment's N tokens are permuted so that every cluster is one contiguous run, and its clusters so
 that every group is one: tokens `starts[c] : starts[c + 1]` are cluster c, clusters
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
+
+from .codecs import Codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,17 @@ class Segment:
     group_offsets: Tensor
     """int32 [H, M + 1]."""
     singles: int
-    k: Tensor
-    """[H, N, D] in cluster order, as the store holds it; v likewise."""
-    v: Tensor
+    codec: Codec
+    blocks: Tensor
+    """uint8 [H, N * W]: the keys and values of each cluster, see `codecs`."""
+
+    @property
+    def heads(self) -> int:
+        return self.mean_key.shape[0]
 
     @property
     def tokens(self) -> int:
-        return self.k.shape[1]
+        return self.blocks.shape[1] // self.codec.token_bytes(self.mean_key.shape[1])
 
     @property
     def clusters(self) -> int:
@@ -95,11 +101,34 @@ class Segment:
     def coarse_bytes(self) -> int:
         return self.coarse.bytes + nbytes(self.group_offsets)
 
+    def rows(self, head: int, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """K and V [n, D] of all or some tokens (int64 [n], in cluster order) as the store has them.
+
+        float32, or the dtype of a plain codec.
+        """
+        if tokens is None:
+            tokens = torch.arange(self.tokens, device=self.blocks.device)
+        return self.codec.decode(self.blocks[head], self.starts[head], self.centres(head), tokens)
+
+    def recoded(self, codec: Codec) -> Segment:
+        """The same with its rows, as they are decoded, in another codec."""
+        k, v = (torch.stack(rows) for rows in zip(*map(self.rows, range(self.heads)), strict=True))
+        centres = torch.stack([self.centres(head) for head in range(self.heads)])
+        return replace(self, codec=codec, blocks=codec.encode(k, v, self.starts, centres))
+
+    def centres(self, head: int) -> Tensor:
+        """Centroids of the clusters of one KV head with the mean key, float32 [C, D]."""
+        return self.fine.keys(head) + self.mean_key[head]
+
     def tensors(self) -> Iterator[Tensor]:
         """Those that the compiled kernels read, in the order of their table."""
         for level in (self.fine, self.coarse):
             yield from (level.centroids, level.value_sums, level.scales, level.spreads)
-        yield from (self.starts, self.group_offsets, self.mean_key, self.k, self.v)
+        yield from (self.starts, self.group_offsets, self.mean_key, self.blocks)
+
+
+ELEMENTS = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8)
+"""Of the codecs, in the order in which saved segments count them."""
 
 
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
@@ -109,8 +138,8 @@ def segment_tensors(segment: Segment) -> dict[str, Tensor]:
     for name, level in levels:
         tensors |= {f"{name}.{field.name}": getattr(level, field.name) for field in fields(Level)}
     tensors |= {"starts": segment.starts, "group_offsets": segment.group_offsets}
-    singles = torch.tensor([segment.singles], dtype=torch.int32)
-    return tensors | {"singles": singles, "k": segment.k, "v": segment.v}
+    facts = torch.tensor([segment.singles, ELEMENTS.index(segment.codec.element)])
+    return tensors | {"facts": facts, "blocks": segment.blocks}
 
 
 def segment_of(tensors: Mapping[str, Tensor]) -> Segment:
@@ -119,15 +148,16 @@ def segment_of(tensors: Mapping[str, Tensor]) -> Segment:
     def level(name: str) -> Level:
         return Level(**{field.name: tensors[f"{name}.{field.name}"] for field in fields(Level)})
 
+    singles, element = tensors["facts"].tolist()
     return Segment(
         mean_key=tensors["mean_key"],
         fine=level("fine"),
         coarse=level("coarse"),
         starts=tensors["starts"],
         group_offsets=tensors["group_offsets"],
-        singles=int(tensors["singles"]),
-        k=tensors["k"],
-        v=tensors["v"],
+        singles=singles,
+        codec=Codec(ELEMENTS[element]),
+        blocks=tensors["blocks"],
     )
 
 
@@ -149,8 +179,8 @@ class SegmentTable(Sequence[Segment]):
     segments.
     """
 
-    COLUMNS = 19
-    """13 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
+    COLUMNS = 18
+    """12 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
@@ -210,14 +240,10 @@ def nbytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def encode_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """rows float32 [..., D] -> rows in `dtype` and scales bfloat16 [..., 1] ([..., 0] if not int8).
-
-    int8 is symmetric per row: 127 steps up to the row's largest magnitude.
-    """
-    if dtype != torch.int8:
-        return rows.to(dtype).contiguous(), rows.new_empty((*rows.shape[:-1], 0)).bfloat16()
-    scales = (rows.abs().amax(dim=-1, keepdim=True) / 127).bfloat16()
-    # bfloat16 may have rounded the scale down: the largest value then needs a step more.
-    steps = torch.round(rows / scales.float().clamp(min=torch.finfo().tiny)).clamp(-127, 127)
-    return steps.to(torch.int8).contiguous(), scales
+def ranges(first: Tensor, last: Tensor) -> Tensor:
+    """first[0] ... last[0] - 1, first[1] ... last[1] - 1, ... int64."""
+    lengths = last - first
+    ends = lengths.cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    shift = (first - ends + lengths).repeat_interleave(lengths)
+    return torch.arange(total, device=first.device) + shift

@@ -6,9 +6,10 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
-from .wave_score_numba import add_rows, dots
+from .wave_rows_numba import add_rows, dots, load_at, load_stored
 from .wave_words_numba import (
     BLOCK,
+    BLOCKS,
     BYTES,
     CLUSTER,
     COARSE,
@@ -24,12 +25,15 @@ from .wave_words_numba import (
     FOUND,
     GROUP,
     GROUPS,
-    KEYS,
     LINE,
     LSE_EXACT,
+    MEAN,
+    NONE,
     OUT,
     PART_AT,
+    PART_BASE,
     PART_BYTES,
+    PART_CENTRE,
     PART_EXACT,
     PART_MASS,
     PART_ROWS,
@@ -37,6 +41,7 @@ from .wave_words_numba import (
     PART_SUM,
     PART_TOP,
     PARTS,
+    Q_TURNED,
     RETRIEVED,
     RULES,
     S_CLUSTERS,
@@ -56,7 +61,6 @@ from .wave_words_numba import (
     TILE,
     TOKENS,
     TWO_LEVEL,
-    VALUES,
     ZONE,
     Q,
     Z,
@@ -64,37 +68,36 @@ from .wave_words_numba import (
     f8,
     i4,
     i8,
+    is_int4,
+    is_plain,
+    row_bytes,
+    rows_of,
     runs_of,
+    scale_bytes,
     scales_of,
 )
 
 
 @jit()
-def _load_at(addresses, first, stop, rows, stored):
-    """rows[i] = the row at addresses[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
-    dim = rows.shape[1]
-    for i in range(BLOCK):
-        if first + i < stop:
-            row = carray(pointer(addresses[first + i]), dim, stored.dtype)
-            for d in range(dim):
-                rows[i, d] = to_float(row[d])
-        else:
-            for d in range(dim):
-                rows[i, d] = np.float32(0.0)
+def _add_tokens(q, first, at, base, n, top, mass, total, scores, rows, threshold, scales, stored):
+    """Attends n <= TILE tokens exactly: keys at at[0], values at at[1], scales at at[2].
 
-
-@jit()
-def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stored):
-    """Attends n <= TILE tokens exactly, keys at at[0], values at at[1].
-
-    total[g] and mass[g] are relative to e^top[g]. Returns the number of value rows read.
+    Of coded keys base[g, t] is the score of the t-th one's centre, and a value's scales lie
+    `scales` bytes after its key's. total[g] and mass[g] are relative to e^top[g]. Returns the
+    number of value rows read.
     """
     count, read = len(top), 0
     if n == 0:
         return read
     for t in range(0, n, BLOCK):
-        _load_at(at[0], t, n, rows, stored)
+        load_stored(at[0], at[2], t, n, rows, stored)
         dots(q, first, count, rows, scores, t, BLOCK)
+    if not is_plain(stored):
+        for t in range(n):
+            at[2, t] += scales
+        for g in range(count):
+            for t in range(n):
+                scores[g, t] += base[g, t]
     for g in range(count):
         highest, added = top[g], np.float32(0.0)
         for t in range(n):
@@ -119,7 +122,7 @@ def _add_tokens(q, first, at, n, top, mass, total, scores, rows, threshold, stor
                 heaviest = max(heaviest, scores[g, t + i])
         if heaviest > threshold:
             read += min(BLOCK, n - t)
-            _load_at(at[1], t, n, rows, stored)
+            load_stored(at[1], at[2], t, n, rows, stored)
             add_rows(scores, t, rows, total)
     return read
 
@@ -165,39 +168,68 @@ def _add_sums(at, factors, n, weights, rows, total, kind):
     for i in range(n, min(TILE, n + BLOCK)):
         weights[:, i] = np.float32(0.0)
     for i in range(0, n, BLOCK):
-        _load_at(at, i, n, rows, kind)
+        load_at(at, i, n, rows, kind)
         add_rows(weights, i, rows, total)
 
 
 @jit()
-def _attend_exactly(w, stored, task):
+def _score_centre(w, h, s, c, kind, centre, shared):
+    """shared[g] = q_g . the centre of cluster c of segment s."""
+    table, q, dim, factor = i8(w, TABLE), f4(w, Q), w[DIM], np.float32(1.0)
+    held = table[s, S_CLUSTERS]
+    mean = carray(pointer(table[s, MEAN] + h * dim * 4), dim, np.float32)
+    row = rows_of(w, h, table[s, FINE], held, kind)[c]
+    if w[SCALED]:
+        factor = to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 0])
+    for d in range(dim):
+        centre[d] = mean[d] + factor * to_float(row[d])
+    for g in range(w[GROUP]):
+        total = np.float32(0.0)
+        for d in range(dim):
+            total += q[h * w[GROUP] + g, d] * centre[d]
+        shared[g] = total
+
+
+@jit()
+def _attend_exactly(w, kind, stored, task):
     """The retrieved tokens of a part of the clusters of one head; returns the rows read.
 
     Rows are asked for a tile ahead of the one that is worked on.
     """
     h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
     places, clusters, zones = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, ZONE)[h]
-    table, candidates, q = i8(w, TABLE), i8(w, FOUND)[h, 1], f4(w, Q)
+    table, candidates = i8(w, TABLE), i8(w, FOUND)[h, 1]
+    q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
     threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, i8(w, TOKENS)[0, h]))
     top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
     scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    at = i8(w, PART_AT)[4 * task : 4 * task + 4].reshape((2, 2, TILE))
-    width, read, n, tiles = w[DIM] * stored.itemsize, np.int64(0), 0, 0
+    at = i8(w, PART_AT)[6 * task : 6 * task + 6].reshape((2, 3, TILE))
+    base = f4(w, PART_BASE)[2 * task * count : 2 * (task + 1) * count].reshape((2, count, TILE))
+    centre, shared = f4(w, PART_CENTRE)[task], np.empty(count, np.float32)
+    width, scales = row_bytes(w, stored), scale_bytes(w, stored)
+    read, n, tiles = np.int64(0), 0, 0
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
             continue
-        s, c = places[i], clusters[i]
+        s, c = places[i], np.int64(clusters[i])
         starts, _ = runs_of(w, h, s)
-        before = h * table[s, S_TOKENS]
-        read += starts[c + 1] - starts[c]
-        for t in range(before + starts[c], before + starts[c + 1]):
-            key, value = table[s, KEYS] + t * width, table[s, VALUES] + t * width
+        size, before = np.int64(starts[c + 1] - starts[c]), h * table[s, S_TOKENS] + starts[c]
+        keys = table[s, BLOCKS] + before * 2 * (width + scales)
+        read += size
+        if not is_plain(stored):
+            _score_centre(w, h, s, c, kind, centre, shared)
+        for t in range(size):
+            key, value = keys + t * width, keys + (size + t) * width
             for line in range(0, width, LINE):
                 touch(key + line)
                 touch(value + line)
             at[tiles % 2, 0, n], at[tiles % 2, 1, n] = key, value
+            if not is_plain(stored):
+                at[tiles % 2, 2, n] = keys + 2 * (size * width + t * scales)
+                touch(at[tiles % 2, 2, n])
+                base[tiles % 2, :, n] = shared
             n += 1
             if n == TILE:
                 if tiles > 0:
@@ -205,6 +237,7 @@ def _attend_exactly(w, stored, task):
                         q,
                         h * count,
                         at[(tiles + 1) % 2],
+                        base[(tiles + 1) % 2],
                         TILE,
                         top,
                         mass,
@@ -212,27 +245,28 @@ def _attend_exactly(w, stored, task):
                         scores,
                         rows,
                         threshold,
+                        scales,
                         stored,
                     )
                 tiles += 1
                 n = 0
-    if tiles > 0:
+    for tile in range(max(0, tiles - 1), tiles + 1):
         read += _add_tokens(
             q,
             h * count,
-            at[(tiles + 1) % 2],
-            TILE,
+            at[tile % 2],
+            base[tile % 2],
+            TILE if tile < tiles else n,
             top,
             mass,
             total,
             scores,
             rows,
             threshold,
+            scales,
             stored,
         )
-    return read + _add_tokens(
-        q, h * count, at[tiles % 2], n, top, mass, total, scores, rows, threshold, stored
-    )
+    return read
 
 
 @jit()
@@ -243,7 +277,7 @@ def attend_steady(w, kept, task):
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
     scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    at = i8(w, PART_AT)[4 * task : 4 * task + 2]
+    at = i8(w, PART_AT)[6 * task : 6 * task + 3]
     top[:], mass[:], total[:] = np.float32(-np.inf), np.float32(0.0), np.float32(0.0)
     width, none = w[DIM] * kept.itemsize, np.float32(0.0)
     first, stop = w[STEADY_TOKENS] * part // parts, w[STEADY_TOKENS] * (part + 1) // parts
@@ -252,7 +286,9 @@ def attend_steady(w, kept, task):
         for i in range(n):
             place = h * w[STEADY_STRIDE] + (t + i) * width
             at[0, i], at[1, i] = w[STEADY_K] + place, w[STEADY_V] + place
-        _add_tokens(f4(w, Q), h * count, at, n, top, mass, total, scores, rows, none, kept)
+        _add_tokens(
+            f4(w, Q), h * count, at, scores, n, top, mass, total, scores, rows, none, NONE, kept
+        )
 
 
 @jit()
@@ -267,7 +303,7 @@ def attend(w, kind, stored, task):
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
     weights = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    rows_read = _attend_exactly(w, stored, task)
+    rows_read = _attend_exactly(w, kind, stored, task)
     line = w[DIM] * kind.itemsize
     shrink = np.empty(count, np.float32)
     for g in range(count):
@@ -279,7 +315,7 @@ def attend(w, kind, stored, task):
             top[g] = z[g]
         shrink[g] = exp(z[g] - top[g])
     f4(w, PART_EXACT)[task, :] = mass
-    sums_read, at, factors = np.int64(0), i8(w, PART_AT)[4 * task], np.empty(TILE, np.float32)
+    sums_read, at, factors = np.int64(0), i8(w, PART_AT)[6 * task], np.empty(TILE, np.float32)
     listed, shares = np.empty(TILE, np.int64), f4(w, FINE_MASS)[h * count : (h + 1) * count]
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
     for first in range(start, stop, TILE):
@@ -314,7 +350,8 @@ def attend(w, kind, stored, task):
                         factors[i] *= to_float(scales[place, 1])
                 _add_sums(at, factors, n, weights, rows, total, kind)
                 sums_read += n
-    i8(w, PART_BYTES)[0, task] = w[DIM] * (rows_read * stored.itemsize + sums_read * kind.itemsize)
+    width = row_bytes(w, stored) + scale_bytes(w, stored)
+    i8(w, PART_BYTES)[0, task] = rows_read * width + sums_read * w[DIM] * kind.itemsize
 
 
 @jit()

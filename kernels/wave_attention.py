@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .attention import full_attention
-from .segment import Segment, SegmentTable
+from .segment import Segment, SegmentTable, ranges
 
 NEGLIGIBLE = 1e-3
 """Value sums of clusters that weigh less than this over the number of clusters are not read."""
@@ -193,7 +193,7 @@ def wave_attention_reference(
     scale: float,
 ) -> StepAnswer:
     """See `Kernel` and the module."""
-    kv_heads = segments[0].k.shape[0]
+    kv_heads = segments[0].heads
     near, lse = full_attention(q[:, None].float(), *(t.float() for t in steady), scale=scale)
     parts = []
     for head, rows in enumerate(torch.arange(q.shape[0]).chunk(kv_heads)):
@@ -269,7 +269,7 @@ def _head(
         rest &= select(
             ranks, near.sizes, mass=0.0, tokens=fine.tokens, clusters=number, floor=0, epsilon=0.0
         )
-    k, v = _gather(segments, head, candidates[retrieved], fine)
+    k, v = _gather(segments, head, candidates[retrieved])
 
     scores = q @ k.T
     # From here on relative to what is known: the retrieved clusters' own estimates may have been
@@ -279,7 +279,7 @@ def _head(
     total = torch.exp(steady[1][:, None] - z)
     out = weights @ v + total * steady[0]
     total = total + weights.sum(1, keepdim=True)
-    exact, read = total, k.shape[0] * 2 * q.shape[1] * segments[0].k.element_size()
+    exact, read = total, k.shape[0] * segments[0].codec.token_bytes(q.shape[1])
     read += (len(coarse.sizes) * two_level + len(near.sizes)) * _row_bytes(segments[0])
     for zone in (near.part(rest), apart):
         weights = torch.exp(zone.log_mass - z)
@@ -348,7 +348,7 @@ def _groups(segments: Sequence[Segment], head: int) -> Tensor:
     """Number of each cluster's group among those of all segments, -1 for none. int64 [C]."""
     rows, before = [], 0
     for segment in segments:
-        row = torch.full((segment.clusters,), -1, device=segment.k.device)
+        row = torch.full((segment.clusters,), -1, device=segment.blocks.device)
         offsets = segment.group_offsets[head].long()
         inside = torch.arange(segment.groups, device=row.device).repeat_interleave(offsets.diff())
         row[: len(inside)] = inside + before
@@ -357,20 +357,17 @@ def _groups(segments: Sequence[Segment], head: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _gather(
-    segments: Sequence[Segment], head: int, clusters: Tensor, fine: _Scored
-) -> tuple[Tensor, Tensor]:
-    """K and V float32 [n, D] of clusters numbered over all segments, one after another."""
-    bounds = torch.tensor([segment.clusters for segment in segments]).cumsum(0)
-    keys, values = [segments[0].k[head, :0]], [segments[0].v[head, :0]]
-    for cluster in clusters.tolist():
-        number = int(torch.searchsorted(bounds, cluster, right=True))
-        segment = segments[number]
-        at = cluster - int(bounds[number]) + segment.clusters
-        run = slice(*segment.starts[head, at : at + 2].tolist())
-        keys.append(segment.k[head, run])
-        values.append(segment.v[head, run])
-    return torch.cat(keys).float(), torch.cat(values).float()
+def _gather(segments: Sequence[Segment], head: int, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """K and V float32 [n, D] of clusters numbered over all segments, segment after segment."""
+    keys, values, before = [], [], 0
+    for segment in segments:
+        inside = clusters[(clusters >= before) & (clusters < before + segment.clusters)] - before
+        before += segment.clusters
+        starts = segment.starts[head].long()
+        k, v = segment.rows(head, ranges(starts[inside], starts[inside + 1]))
+        keys.append(k.float())
+        values.append(v.float())
+    return torch.cat(keys), torch.cat(values)
 
 
 def _row_bytes(segment: Segment) -> int:

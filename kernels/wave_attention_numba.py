@@ -20,8 +20,7 @@ from .segment import SegmentTable, Totals
 from .team import together
 from .wave_attend_numba import attend, attend_steady, merge_parts
 from .wave_attention import BUCKETS, NEGLIGIBLE, Selection, StepAnswer
-from .wave_choose_numba import choose, find
-from .wave_score_numba import prepare, score_first, score_found
+from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
     BLOCK,
     BUCKET_MASS,
@@ -44,7 +43,9 @@ from .wave_words_numba import (
     ONE,
     OUT,
     PART_AT,
+    PART_BASE,
     PART_BYTES,
+    PART_CENTRE,
     PART_EXACT,
     PART_MASS,
     PART_ROWS,
@@ -54,6 +55,7 @@ from .wave_words_numba import (
     PARTS,
     PIECES,
     PROGRESS,
+    Q_TURNED,
     RANK,
     RULES,
     SEGMENT,
@@ -138,7 +140,7 @@ def _run(
     """All passes on so many threads; heads go to threads whole where they come out even."""
     words = work.words
     kv_heads, parts, segments = (int(words[i]) for i in (KV_HEADS, PARTS, SEGMENTS))
-    prepare(words)
+    prepare(words, stored)
     if kv_heads % threads == 0:
         share = kv_heads // threads
         together(
@@ -157,11 +159,12 @@ def _run(
 
 KINDS = {
     torch.int8: np.empty(0, np.int8),
+    torch.uint8: np.empty(0, np.uint8),
     torch.bfloat16: np.empty(0, np.uint16),
     torch.float16: np.empty(0, np.int16),
     torch.float32: np.empty(0, np.float32),
 }
-"""What a stored element looks like to the compiled code."""
+"""What a stored element looks like to the compiled code, by `Codec.element`."""
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Of the queries' dtypes."""
 
@@ -232,7 +235,7 @@ def wave_attention_numba(
 ) -> StepAnswer:
     """See `Kernel`. The answer's tensors are valid until this thread's next step."""
     (heads, dim), first, totals = q.shape, segments[0], segments.totals
-    kv_heads = first.k.shape[0]
+    kv_heads = first.heads
     threads = torch.get_num_threads()
     parts = max(1, PIECES * threads // kv_heads)
     work = _works.of(heads, kv_heads, dim, parts)
@@ -267,7 +270,8 @@ def wave_attention_numba(
         len(segments),
         SegmentTable.COLUMNS,
     )
-    _run(work, KINDS[first.fine.centroids.dtype], KINDS[first.k.dtype], KINDS[k.dtype], threads)
+    elements = first.fine.centroids.dtype, first.codec.element, k.dtype
+    _run(work, *(KINDS[element] for element in elements), threads)
     return StepAnswer(*work.answer, bytes=sum(work[BYTES][0].tolist()))
 
 
@@ -292,6 +296,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (SEGMENT, np.int32, kv_heads, clusters),
         (CLUSTER, np.int32, kv_heads, clusters),
         (Q, np.float32, heads, dim),
+        (Q_TURNED, np.float32, heads, dim),
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
         (RULES, np.float64, 1, 12),
@@ -307,7 +312,9 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (PART_SCORES, np.float32, tasks * group, TILE),
         (PART_ROWS, np.float32, tasks * BLOCK, dim),
         (PART_BYTES, np.int64, 1, tasks),
-        (PART_AT, np.int64, 4 * tasks, TILE),
+        (PART_AT, np.int64, 6 * tasks, TILE),
+        (PART_BASE, np.float32, 2 * tasks * group, TILE),
+        (PART_CENTRE, np.float32, tasks, dim),
         (OUT, np.float32, heads, dim),
         (EXACT, np.float32, 1, heads),
         (LSE_EXACT, np.float32, 1, heads),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attention import partial_attention
 from .merge import merge
-from .segment import Level, Segment, SegmentTable
+from .segment import Level, Segment, SegmentTable, ranges
 from .wave_attention import compiled, log_mass
 
 
@@ -41,7 +41,7 @@ def wave_prefill(
 
     Returns out [Hq, T, D] and lse [Hq, T], float32.
     """
-    kv_heads = segments[0].k.shape[0]
+    kv_heads = segments[0].heads
     group, (heads, tokens, dim) = q.shape[0] // kv_heads, q.shape
     out = torch.empty(heads, tokens, dim, device=q.device)
     out_lse = torch.empty(heads, tokens, device=q.device)
@@ -89,18 +89,19 @@ class _Index:
 
     def inside(self, groups: Tensor) -> Tensor:
         """Clusters of some groups, and all singles."""
-        return torch.cat((_ranges(self._first[groups], self._last[groups]), self._singles))
+        return torch.cat((ranges(self._first[groups], self._last[groups]), self._singles))
 
     def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [n, D] of clusters, the segments in order."""
         clusters = clusters.sort().values
-        tokens = _ranges(self._starts[clusters], self._stops[clusters])
+        tokens = ranges(self._starts[clusters], self._stops[clusters])
         edges = torch.searchsorted(tokens, self._bounds).tolist()
         keys, values = [], []
         for number, segment in enumerate(self._segments):
             own = tokens[edges[number] : edges[number + 1]] - self._bounds[number]
-            keys.append(segment.k[self._head].index_select(0, own))
-            values.append(segment.v[self._head].index_select(0, own))
+            k, v = segment.rows(self._head, own)
+            keys.append(k)
+            values.append(v)
         return torch.cat(keys), torch.cat(values)
 
 
@@ -138,8 +139,8 @@ def _block(
     z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
     order = torch.argsort(_shares(near, z), descending=True)
     chosen = order[sizes[order].cumsum(0) <= rules.retrieved * index.tokens]
-    k, v = index.rows(inside[chosen])
-    exact, exact_lse = partial_attention(q[None], k[None], v[None], scale=scale)
+    k, v = (rows[None].to(q.dtype) for rows in index.rows(inside[chosen]))
+    exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     near[:, chosen] = 0
     _shares(coarse, z)
     mass = near.sum(1, keepdim=True) + coarse.sum(1, keepdim=True)
@@ -169,12 +170,3 @@ def _shares(masses: Tensor, z: Tensor) -> Tensor:
 
         return shares(masses, z)
     return masses.sub_(z[:, None]).exp_().sum(0)
-
-
-def _ranges(first: Tensor, last: Tensor) -> Tensor:
-    """first[0] ... last[0] - 1, first[1] ... last[1] - 1, ... int64."""
-    lengths = last - first
-    ends = lengths.cumsum(0)
-    total = int(ends[-1]) if len(ends) else 0
-    shift = (first - ends + lengths).repeat_interleave(lengths)
-    return torch.arange(total, device=first.device) + shift

@@ -1,116 +1,89 @@
-"""The scoring passes of a compiled decode step: log masses of clusters and groups."""
+"""The first four passes of a compiled decode step: which clusters matter, and how much."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import carray
 
-from .jit_numba import jit, pointer, to_float, touch
+from .jit_numba import exp, jit, pointer, to_float, touch
+from .wave_attention import BUCKETS
+from .wave_rows_numba import dots, load, turn
+from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
     BLOCK,
+    BUCKET_TOKENS,
     CLUSTER,
     COARSE,
     COARSE_MASS,
+    COARSE_RANK,
     COARSE_SIZE,
     COARSE_ZONE,
+    DESCEND,
     DIM,
     DROPPED,
+    EPSILON,
+    ESTIMATED,
     FINE,
     FINE_MASS,
+    FLOOR,
     FOUND,
     GROUP,
+    GROUPS,
+    LEAST,
+    LEAST_GROUPS,
     LINE,
     LOGS,
     MEAN,
+    MOST,
     NONE,
     NORMS,
+    PART_MASS,
+    PART_TOP,
     PARTS,
     PROGRESS,
     Q_AT,
     Q_CODE,
+    Q_TURNED,
+    RANK,
+    RETRIEVED,
     RULES,
     S_CLUSTERS,
     S_GROUPS,
     S_GROUPS_BEFORE,
     S_SINGLES,
     S_SINGLES_BEFORE,
+    S_TOKENS,
     SCALE,
     SCALED,
     SECOND_ORDER,
     SEGMENT,
     SEGMENTS,
+    SHARE_CLUSTERS,
+    SHARE_ESTIMATED,
+    SHARE_TOKENS,
+    SHARP_DESCEND,
+    SHARP_TOKENS,
     SINGLE_MASS,
+    SINGLES,
     SIZE,
+    STEADY_LSE,
+    SURE,
     TABLE,
+    TOKENS,
     TWO_LEVEL,
+    WHOLE,
+    ZONE,
     Q,
+    Z,
     f4,
     f8,
     i4,
     i8,
+    is_int4,
     rows_of,
     runs_of,
     scales_of,
 )
-
-
-@jit()
-def _load(source, first, stop, rows):
-    """rows[i] = source[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
-    for i in range(BLOCK):
-        if first + i < stop:
-            for d in range(rows.shape[1]):
-                rows[i, d] = to_float(source[first + i, d])
-        else:
-            for d in range(rows.shape[1]):
-                rows[i, d] = np.float32(0.0)
-
-
-@jit()
-def dots(q, first, count, rows, out, at, n):
-    """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows.
-
-    Two queries x and y at a time: that many sums stay in registers, a row is loaded once for both.
-    """
-    for g in range(0, count, 2):
-        other = min(g + 1, count - 1)
-        x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = np.float32(0.0)
-        for d in range(rows.shape[1]):
-            x, y = q[first + g, d], q[first + other, d]
-            x0 += x * rows[0, d]
-            x1 += x * rows[1, d]
-            x2 += x * rows[2, d]
-            x3 += x * rows[3, d]
-            y0 += y * rows[0, d]
-            y1 += y * rows[1, d]
-            y2 += y * rows[2, d]
-            y3 += y * rows[3, d]
-        out[g, at], out[other, at] = x0, y0
-        if n > 1:
-            out[g, at + 1], out[other, at + 1] = x1, y1
-        if n > 2:
-            out[g, at + 2], out[other, at + 2] = x2, y2
-        if n > 3:
-            out[g, at + 3], out[other, at + 3] = x3, y3
-
-
-@jit()
-def add_rows(weights, at, rows, total):
-    """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]; two queries at a time."""
-    count = total.shape[0]
-    for g in range(0, count - 1, 2):
-        o = g + 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        y0, y1, y2, y3 = weights[o, at], weights[o, at + 1], weights[o, at + 2], weights[o, at + 3]
-        for d in range(total.shape[1]):
-            r0, r1, r2, r3 = rows[0, d], rows[1, d], rows[2, d], rows[3, d]
-            total[g, d] += x0 * r0 + x1 * r1 + x2 * r2 + x3 * r3
-            total[o, d] += y0 * r0 + y1 * r1 + y2 * r2 + y3 * r3
-    if count % 2:
-        g = count - 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        for d in range(total.shape[1]):
-            total[g, d] += x0 * rows[0, d] + x1 * rows[1, d] + x2 * rows[2, d] + x3 * rows[3, d]
 
 
 @jit()
@@ -137,7 +110,7 @@ def _products(w, h, s, level, start, stop, out, at, factors, variances, rows, ki
     scales = scales_of(w, h, table[s, level + 2], held)
     spreads = carray(pointer(table[s, level + 3] + h * held * 2), held, np.uint16)
     for c in range(start, stop, BLOCK):
-        _load(centroids, c, stop, rows)
+        load(centroids, c, stop, rows)
         dots(q, h * w[GROUP], w[GROUP], rows, out, at + c - start, stop - c)
     n = stop - start
     factors[:n], variances[:n] = np.float32(1.0), np.float32(0.0)
@@ -167,6 +140,43 @@ def finish(scores, factors, variances, logs, shift, norm):
         half = variance * np.float32(0.5)
         gain = half if half <= room else frozen
         scores[c] = scores[c] * factors[c] + shift + log_size + gain
+
+
+@jit()
+def _lse(masses, n, lse):
+    """lse[g] = log(e^lse[g] + sum of e^masses[g, :n])."""
+    for g in range(len(lse)):
+        top = lse[g]
+        for i in range(n):
+            top = max(top, masses[g, i])
+        if top == -np.inf:
+            continue
+        total = np.float32(0.0)
+        for i in range(n):
+            total += exp(masses[g, i] - top)
+        lse[g] = top + np.log(total + exp(lse[g] - top))
+
+
+@jit()
+def _to_shares(masses, z, n):
+    """masses[g, i] becomes e^(masses[g, i] - z[g])."""
+    for g in range(len(z)):
+        for i in range(n):
+            masses[g, i] = exp(masses[g, i] - z[g])
+
+
+@jit()
+def _ranks(masses, z, n, out):
+    """out[i] = sum over queries of e^(masses[g, i] - z[g]); returns the sum of all."""
+    for i in range(n):
+        out[i] = np.float32(0.0)
+    for g in range(len(z)):
+        for i in range(n):
+            out[i] += exp(masses[g, i] - z[g])
+    total = 0.0
+    for i in range(n):
+        total += out[i]
+    return total
 
 
 @jit()
@@ -203,8 +213,65 @@ def score_first(w, kind, task):
 
 
 @jit()
-def prepare(w):
-    """Before all passes: queries times scale as float32, and the squares of their lengths."""
+def _descend(w, h, wanted, everything):
+    """Marks the groups to descend into; returns how many tokens may be retrieved."""
+    count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
+    ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
+    masses, z = f4(w, COARSE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
+    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    _lse(masses, groups, z)
+    _lse(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
+    _ranks(masses, z, groups, ranks)
+    most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
+    reached = select(w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED)
+    left = 0.0
+    for m in range(groups):
+        if zones[m] == DROPPED:
+            left += ranks[m]
+    found[5] = left < rules[SURE] * count
+    if found[5]:
+        more = max(np.ceil(rules[SHARP_DESCEND] * groups), np.float64(most))
+        select(
+            w,
+            h,
+            ranks,
+            sizes,
+            groups,
+            0.0,
+            everything,
+            np.int64(more),
+            NONE,
+            0.0,
+            zones,
+            RETRIEVED,
+        )
+        sharp = max(np.int64(np.ceil(rules[SHARP_TOKENS] * everything)), 2 * w[LEAST])
+        return max(wanted, sharp)
+    if not w[WHOLE] or w[SINGLES] + reached >= wanted:
+        return wanted
+    held = i8(w, BUCKET_TOKENS)[h]
+    filled, edge = w[SINGLES], BUCKETS
+    while edge > 0 and filled + held[edge - 1] < wanted:
+        edge -= 1
+        filled += held[edge]
+    for m in range(groups):
+        bucket = bucket_of(ranks[m])
+        if bucket >= edge:
+            zones[m] = RETRIEVED
+        elif bucket == edge - 1 and filled < wanted:
+            zones[m] = RETRIEVED
+            filled += sizes[m]
+        else:
+            zones[m] = DROPPED
+    return everything
+
+
+@jit()
+def prepare(w, stored):
+    """Before all passes: queries times scale as float32, and the squares of their lengths.
+
+    Where stored rows are rotated, rotated queries too.
+    """
     q, norms, scale = f4(w, Q), f4(w, NORMS)[0], np.float32(f8(w, RULES)[0, SCALE])
     i8(w, PROGRESS)[:] = 0
     n = q.shape[0] * q.shape[1]
@@ -219,12 +286,66 @@ def prepare(w):
         norms[h] = np.float32(0.0)
         for d in range(q.shape[1]):
             norms[h] += q[h, d] * q[h, d]
+    if is_int4(stored):
+        turned = f4(w, Q_TURNED)
+        turned[:] = q
+        turn(turned)
 
 
 @jit()
 def _scale(source, scale, out):
     for i in range(len(out)):
         out[i] = to_float(source[i]) * scale
+
+
+@jit()
+def _steady_lse(w, h):
+    """The log mass of the steady zone for one head's queries, from what its parts summed."""
+    count, parts = w[GROUP], w[PARTS]
+    tops, masses = f4(w, PART_TOP), f4(w, PART_MASS)
+    lses = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    for g in range(count):
+        top, total = np.float32(-np.inf), np.float32(0.0)
+        for task in range(h * parts, (h + 1) * parts):
+            top = max(top, tops[task, g])
+        for task in range(h * parts, (h + 1) * parts):
+            if masses[task, g] > 0:
+                total += masses[task, g] * exp(tops[task, g] - top)
+        lses[g] = top + np.log(total) if total > 0 else top
+
+
+@jit()
+def find(w, h):
+    """Pass 2: the candidates of one head, where they are and how many tokens they hold."""
+    _steady_lse(w, h)
+    table, zones, found = i8(w, TABLE), i4(w, COARSE_ZONE)[h], i8(w, FOUND)[h]
+    places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
+    everything, occupied, n = np.int64(0), np.int64(0), np.int64(0)
+    for s in range(w[SEGMENTS]):
+        everything += table[s, S_TOKENS]
+    rules = f8(w, RULES)[0]
+    share = max(np.float64(w[LEAST]), np.ceil(rules[SHARE_TOKENS] * everything))
+    wanted = np.int64(min(rules[MOST], share))
+    found[5] = 0
+    if w[TWO_LEVEL]:
+        wanted = _descend(w, h, wanted, everything)
+    for s in range(w[SEGMENTS]):
+        starts, offsets = runs_of(w, h, s)
+        groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
+        occupied += offsets[groups] + table[s, S_SINGLES]
+        for m in range(groups):
+            if w[TWO_LEVEL] and zones[before + m] == DROPPED:
+                continue
+            for c in range(offsets[m], offsets[m + 1]):
+                places[n], clusters[n], sizes[n] = s, c, starts[c + 1] - starts[c]
+                n += 1
+    found[0] = n
+    for s in range(w[SEGMENTS]):
+        end = table[s, S_CLUSTERS]
+        for c in range(end - table[s, S_SINGLES], end):
+            places[n], clusters[n], sizes[n] = s, c, 1
+            n += 1
+    found[1], found[2], found[3], found[4] = n, wanted, occupied, everything
 
 
 @jit()
@@ -272,3 +393,75 @@ def score_found(w, kind, task):
             at += run
         _bases(w, h, s, base)
         _log_masses(w, h, masses, first, at, factors, variances, logs, base)
+
+
+@jit()
+def _forget_retrieved(w, h):
+    """Makes Z the mass of the steady and the estimation zone, and log masses shares of it.
+
+    The retrieved clusters' masses were estimates and may have been far too high: what weighs
+    little beside them need not weigh little.
+    """
+    count, n, groups = w[GROUP], i8(w, FOUND)[h, 1], w[GROUPS]
+    masses, z, zones = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h], i4(w, ZONE)[h]
+    coarse = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
+    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    for g in range(count):
+        for i in range(n):
+            if zones[i] != ESTIMATED:
+                masses[g, i] = -np.inf
+    _lse(masses, n, z)
+    if w[TWO_LEVEL]:
+        _lse(coarse, groups, z)
+        _to_shares(coarse, z, groups)
+    _to_shares(masses, z, n)
+
+
+@jit()
+def choose(w, h):
+    """Pass 4: the zone of each candidate of one head."""
+    count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
+    masses, z = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
+    ranks, sizes, zones = f4(w, RANK)[h], i4(w, SIZE)[h], i4(w, ZONE)[h]
+    singles, n = f4(w, SINGLE_MASS), found[1]
+    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    for g in range(count):
+        for u in range(w[SINGLES]):
+            masses[g, found[0] + u] = singles[h * count + g, u]
+    left = 0.0
+    if w[TWO_LEVEL]:
+        coarse, descended = f4(w, COARSE_MASS)[h * count : (h + 1) * count], i4(w, COARSE_ZONE)[h]
+        for m in range(groups):
+            if descended[m] == RETRIEVED:
+                for g in range(count):
+                    coarse[g, m] = -np.inf
+        _lse(coarse, groups, z)
+        _lse(masses, n, z)
+        left = _ranks(coarse, z, groups, f4(w, COARSE_RANK)[h])
+    else:
+        _lse(masses, n, z)
+    left += _ranks(masses, z, n, ranks)
+    if not w[SECOND_ORDER]:
+        # Sizes do not rank.
+        logs_of, plain = f4(w, LOGS)[0], np.full(count, -np.inf, np.float32)
+        for g in range(count):
+            for i in range(n):
+                masses[g, i] -= logs_of[sizes[i]]
+        _lse(masses, n, plain)
+        _ranks(masses, plain, n, ranks)
+        for g in range(count):
+            for i in range(n):
+                masses[g, i] += logs_of[sizes[i]]
+    most = n
+    if rules[SHARE_CLUSTERS] < np.inf:
+        most = max(np.int64(1), np.int64(np.rint(rules[SHARE_CLUSTERS] * found[3])))
+    for i in range(n):
+        zones[i] = ESTIMATED if rules[SHARE_ESTIMATED] >= 1.0 else DROPPED
+    if rules[SHARE_ESTIMATED] < 1.0:
+        number = most + np.int64(np.rint(rules[SHARE_ESTIMATED] * found[3]))
+        select(w, h, ranks, sizes, n, 0.0, found[4], number, NONE, 0.0, zones, ESTIMATED)
+    end = 0.0 if found[5] else rules[EPSILON] * count
+    i8(w, TOKENS)[0, h] = select(
+        w, h, ranks, sizes, n, left, found[2], most, w[FLOOR], end, zones, RETRIEVED
+    )
+    _forget_retrieved(w, h)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba import carray, types
+from numba.extending import overload
 
 from .jit_numba import jit, pointer
 
@@ -74,19 +75,23 @@ OUT = np.int64(106)  # float32 [Hq, D]
 EXACT = np.int64(109)  # float32 [1, Hq]
 TOKENS = np.int64(112)  # int64 [1, H]: retrieved
 BYTES = np.int64(115)  # int64 [1, H]
-PART_AT = np.int64(118)  # int64 [T * 4, TILE]: addresses, two tiles of keys and values
+# int64 [T * 6, TILE]: addresses, two tiles of keys, values and scales
+PART_AT = np.int64(118)
 LSE_EXACT = np.int64(121)  # float32 [1, Hq]
 # int64 [3, H]: whether a head's clusters are chosen, its parts that are taken, those that are done
 PROGRESS = np.int64(124)
-WORDS = 127
+Q_TURNED = np.int64(127)  # float32 [Hq, D]: `rotate` of Q, for int4
+PART_BASE = np.int64(130)  # float32 [T * 2 * G, TILE]: scores of the centres, of two tiles
+PART_CENTRE = np.int64(133)  # float32 [T, D]: a centre
+WORDS = 136
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)
 LEAST_GROUPS, MOST, SCALE, SHARP_DESCEND = np.arange(8, 12)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
-STARTS, OFFSETS, MEAN, KEYS, VALUES = np.arange(8, 13)
-S_CLUSTERS, S_GROUPS, S_SINGLES, S_TOKENS, S_GROUPS_BEFORE, S_SINGLES_BEFORE = np.arange(13, 19)
+STARTS, OFFSETS, MEAN, BLOCKS = np.arange(8, 12)
+S_CLUSTERS, S_GROUPS, S_SINGLES, S_TOKENS, S_GROUPS_BEFORE, S_SINGLES_BEFORE = np.arange(12, 18)
 
 
 @jit()
@@ -130,3 +135,41 @@ def runs_of(w, h, s):
 def scales_of(w, h, address, rows):
     """[rows, 2] of KV head h; not to be read unless w[SCALED]."""
     return carray(pointer(address + h * rows * 4), (rows, 2), np.uint16)
+
+
+def is_int4(stored):
+    """Whether an empty array stands for the int4 codec; known when compiling."""
+    raise NotImplementedError
+
+
+@overload(is_int4)
+def _is_int4(stored):
+    if stored.dtype == types.uint8:
+        return lambda stored: True
+    return lambda stored: False
+
+
+@jit()
+def is_plain(stored):
+    """Whether an empty array stands for a codec without loss; known when compiling."""
+    return stored.itemsize > 1
+
+
+@jit()
+def group_dims(dim):
+    """`group_dims` of the reference."""
+    return min(dim & -dim, 32)
+
+
+@jit()
+def row_bytes(w, stored):
+    """Of a stored key or value, without its scales: `Codec.row_bytes`."""
+    return w[DIM] // 2 if is_int4(stored) else w[DIM] * stored.itemsize
+
+
+@jit()
+def scale_bytes(w, stored):
+    """Of its scales: `Codec.scale_bytes`."""
+    if is_plain(stored):
+        return NONE
+    return 2 * (w[DIM] // group_dims(w[DIM])) if is_int4(stored) else 2 * ONE

@@ -18,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Scheme = Literal["wave", "paper"]
 IndexType = Literal["int8", "bf16", "f32"]
+StoreType = Literal["bf16", "int8", "int4"]
 PrefillKind = Literal["auto", "dense", "wave"]
 
 
@@ -39,6 +40,8 @@ class WaveConfig:
     """Share of the clustered tokens retrieved exactly, (0, 1]; None adapts it to the mass."""
     index_type: IndexType = "int8"
     """How centroids and value sums are kept."""
+    store_type: StoreType = "int8"
+    """How clustered keys and values are kept; `bf16` as they come, in the dtype of the cache."""
     segment_tokens: int = 8192
     """Tokens clustered together."""
     cluster_tokens: int = 16
@@ -97,6 +100,7 @@ class WaveConfig:
         if self.sink_tokens < 0 or self.iterations < 0:
             raise UsageError("sink_tokens and iterations must not be negative")
         _one_of("--index-type", self.index_type, get_args(IndexType))
+        _one_of("--store-type", self.store_type, get_args(StoreType))
         for name in SHARES:
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}; give above 0, up to 1")

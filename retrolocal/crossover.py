@@ -25,7 +25,8 @@ from torch import Tensor
 from . import __version__
 from .config import WaveConfig
 from .kernels.attention import full_attention
-from .kernels.segment import Level, Segment, SegmentTable, encode_rows
+from .kernels.codecs import Codec, encode_rows
+from .kernels.segment import Level, Segment, SegmentTable
 from .kernels.wave_attention import compiled, wave_attention
 from .kernels.wave_prefill import wave_prefill
 from .paths import cache_dir
@@ -122,7 +123,7 @@ def _first_won(shape: Shape, config: WaveConfig, kv_heads: int, race: Race) -> i
         table = SegmentTable()
         for first in range(0, size[1], config.segment_tokens):
             rows = slice(first, first + config.segment_tokens)
-            table.append(_regular(k[:, rows].contiguous(), v[:, rows].contiguous(), config))
+            table.append(_regular(k[:, rows], v[:, rows], config))
         dense, wave = race(k, v, table)
         if _median(wave, dense) <= 1.0:
             return segments
@@ -143,7 +144,10 @@ def _median(one: Callable[[], object], other: Callable[[], object]) -> float:
 
 
 def _regular(k: Tensor, v: Tensor, config: WaveConfig) -> Segment:
-    """A segment whose clusters are runs of equal length; centroids are their first keys."""
+    """A segment whose clusters are runs of equal length; centroids are their first keys.
+
+    k, v [H, N, D].
+    """
     heads, tokens, dim = k.shape
     singles = outliers(tokens, config)
     grouped = max(1, -(-tokens // config.cluster_tokens) - singles)
@@ -164,16 +168,19 @@ def _regular(k: Tensor, v: Tensor, config: WaveConfig) -> Segment:
             spreads=torch.full(keys.shape[:2], 0.1).bfloat16().to(k.device),
         )
 
-    places = starts[:-1].long().clamp(max=tokens - 1)
+    places = starts[:-1].long().clamp(max=tokens - 1).to(k.device)
+    runs = starts.int().expand(heads, -1).contiguous().to(k.device)
+    fine, codec = level(places), Codec.of(config.store_type, k.dtype)
+    centres = torch.stack([fine.keys(head) for head in range(heads)])
     return Segment(
         mean_key=torch.zeros(heads, dim, device=k.device),
-        fine=level(places),
+        fine=fine,
         coarse=level(places[offsets[:-1]]),
-        starts=starts.int().expand(heads, -1).contiguous().to(k.device),
+        starts=runs,
         group_offsets=offsets.int().expand(heads, -1).contiguous().to(k.device),
         singles=singles,
-        k=k,
-        v=v,
+        codec=codec,
+        blocks=codec.encode(k, v, runs, centres),
     )
 
 

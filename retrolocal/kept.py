@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .context import ContextCache
 
-MAPPED = ("k", "v", "permutation")
+MAPPED = ("blocks", "permutation")
 """Tensors of a segment that stay in their file until they are touched."""
 
 

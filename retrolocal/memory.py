@@ -13,6 +13,7 @@ import psutil
 
 from .config import WaveConfig
 from .errors import MemoryLimitError
+from .kernels.codecs import CODED, Codec
 from .models.config import ModelConfig
 
 GIB = 1 << 30
@@ -45,12 +46,21 @@ def estimate(
     wave: WaveConfig | None,
 ) -> MemoryEstimate:
     """`weight_bytes` in the dtype they will have; `wave` is None for dense caches."""
-    rows = 0
+    row_bytes = 2 * config.head_dim * element_bytes
+    stored_bytes, chunk = row_bytes, min(tokens, chunk_tokens)
+    if wave is not None and wave.store_type in CODED:
+        stored_bytes = Codec(CODED[wave.store_type]).token_bytes(config.head_dim)
+    cache = originals = 0
     index = 0.0
     for layer in config.layers:
         held = tokens if layer.window is None else min(tokens, layer.window)
-        rows += held * config.kv_heads
-        if layer.window is None and wave is not None:
+        if layer.window is not None or wave is None:
+            cache += held * config.kv_heads * row_bytes
+        else:
+            cache += held * config.kv_heads * stored_bytes
+            if stored_bytes != row_bytes:
+                # Those of a chunk, in case its reading is interrupted.
+                originals += chunk * config.kv_heads * row_bytes
             clusters = (1 + 1 / wave.group_clusters) / wave.cluster_tokens
             row = 2 * config.head_dim * INDEX_BYTES[wave.index_type] + 16
             # And the place of every token in its segment, to go back.
@@ -61,11 +71,13 @@ def estimate(
         + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
     clustering = 0 if wave is None else wave.segment_tokens * config.kv_heads * config.head_dim * 16
-    chunk = min(tokens, chunk_tokens)
     return MemoryEstimate(
         weights=weight_bytes,
-        cache=rows * config.head_dim * 2 * element_bytes + int(index),
-        workspace=chunk * per_token * element_bytes + config.vocab_size * 8 + clustering,
+        cache=cache + int(index),
+        workspace=chunk * per_token * element_bytes
+        + config.vocab_size * 8
+        + clustering
+        + originals,
     )
 
 

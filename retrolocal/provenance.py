@@ -53,7 +53,7 @@ def identity(
         tokenizer=file_digests([folder / "tokenizer.json"]),
         dtype=name,
         clustering=_plain({key: wave[key] for key in CLUSTERING}) if clustered else None,
-        codec={"store": name, "index": config.wave.index_type},
+        codec={"store": config.wave.store_type, "index": config.wave.index_type},
         numerics=NUMERICS,
         prefill=_prefill(model, config, dtype, device),
     )

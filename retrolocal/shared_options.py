@@ -6,7 +6,16 @@ from argparse import Namespace, _ArgumentGroup
 from typing import TYPE_CHECKING
 
 from .arguments import budget, page_ranges
-from .config import WaveConfig, environment
+from .config import StoreType, WaveConfig, environment
+from .errors import UsageError
+
+CACHE_TYPES: dict[str, StoreType] = {
+    "f16": "bf16",
+    "bf16": "bf16",
+    "q8_0": "int8",
+    "q4_0": "int4",
+}
+"""llama.cpp's names of cache types, as store types."""
 
 if TYPE_CHECKING:
     from .ingest import Options
@@ -94,13 +103,39 @@ def wave_options(group: _ArgumentGroup) -> None:
     )
     budget_option(group)
     index_option(group)
+    _store_options(group)
 
 
 def wave_config(arguments: Namespace) -> WaveConfig:
     """The settings of `wave_options`; raises UsageError."""
     return WaveConfig(
-        scheme=arguments.scheme, budget=arguments.budget, index_type=arguments.index_type
+        scheme=arguments.scheme,
+        budget=arguments.budget,
+        index_type=arguments.index_type,
+        store_type=store_type(arguments),
     )
+
+
+def store_type(arguments: Namespace) -> StoreType:
+    """What `--store-type` and llama.cpp's names for it agree on; raises UsageError."""
+    given: dict[str, StoreType] = {}
+    if arguments.store_type is not None:
+        given[f"--store-type {arguments.store_type}"] = arguments.store_type
+    for flag, name in (
+        ("--cache-type-k", arguments.cache_type_k),
+        ("--cache-type-v", arguments.cache_type_v),
+    ):
+        if name is None:
+            continue
+        if name not in CACHE_TYPES:
+            raise UsageError(f"{flag} is {name!r}; give one of {', '.join(CACHE_TYPES)}")
+        given[f"{flag} {name}"] = CACHE_TYPES[name]
+    if len(set(given.values())) > 1:
+        raise UsageError(
+            f"{' and '.join(given)} contradict each other: keys and values are stored alike, "
+            "give one of them or both the same"
+        )
+    return next(iter(given.values()), WaveConfig().store_type)
 
 
 def prefill_option(group: _ArgumentGroup) -> None:
@@ -120,6 +155,24 @@ def index_option(group: _ArgumentGroup) -> None:
         metavar="int8|bf16|f32",
         help="how the wave index keeps centroids and value sums (default: %(default)s)",
     )
+
+
+def _store_options(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--store-type",
+        metavar="bf16|int8|int4",
+        help="how keys and values that are clustered are stored: 1 byte a number (int8), half of "
+        "one (int4, with an error of its own), or as the model computes them (bf16) "
+        f"(default: {WaveConfig().store_type})",
+    )
+    for letter, what in (("k", "keys"), ("v", "values")):
+        group.add_argument(
+            f"-ct{letter}",
+            f"--cache-type-{letter}",
+            metavar="|".join(CACHE_TYPES),
+            help=f"the same by llama.cpp's names; {what} are stored like "
+            f"{'values' if letter == 'k' else 'keys'}",
+        )
 
 
 def budget_option(group: _ArgumentGroup) -> None:

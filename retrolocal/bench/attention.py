@@ -42,16 +42,16 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
 
         return prompt.run(options, progress)
     data = _data(options, progress)
-    stored = DTYPES[options.store_type or options.dtype]
-    k, v = data.k.to(stored), data.v.to(stored)
-    paper = WaveConfig(scheme="paper", index_type="bf16", outlier_fraction=0.0)
-    ours = WaveConfig(budget=options.budget, index_type=options.index_type)
+    k, v = data.k, data.v
+    paper = WaveConfig(scheme="paper", index_type="bf16", store_type="bf16", outlier_fraction=0.0)
+    ours = wave_config(options)
     schemes: dict[str, tuple[WaveIndex, Steady]] = {}
     build_ms = {}
     for name, config in (("paper", paper), ("wave", ours)):
         progress(f"building the index: {name}")
         began = time.perf_counter()
-        schemes[name] = build_index(k, v, config)
+        stored = DTYPES.get(options.store_type if name == "wave" else options.dtype, k.dtype)
+        schemes[name] = build_index(k.to(stored), v.to(stored), config)
         build_ms[name] = (time.perf_counter() - began) * 1e3
     progress("measuring speed")
     times = _times(data, k, v, schemes, options.repeats)
@@ -67,6 +67,7 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
+        "store_type": options.store_type,
         "tokens": k.shape[1],
         "q_heads": data.q.shape[1],
         "kv_heads": k.shape[0],
@@ -88,8 +89,18 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
         ),
         "build_ms": build_ms["wave"],
         "index_bytes": wave.bytes,
+        "store_bytes_per_token": wave.store_bytes / wave.segments.totals.tokens,
         "settings": asdict(ours) | {"gain": options.gain if options.data is None else None},
     }
+
+
+def wave_config(options: AttentionOptions) -> WaveConfig:
+    """Keys and values in float32 are stored as they come."""
+    return WaveConfig(
+        budget=options.budget,
+        index_type=options.index_type,
+        store_type="bf16" if options.store_type == "f32" else options.store_type,
+    )
 
 
 def _errors(measured: Measured) -> dict[str, float]:

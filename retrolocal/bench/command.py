@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import command_parser, names, numbers
-from ..config import SessionConfig
+from ..config import SessionConfig, WaveConfig
 from ..errors import UsageError
 from ..measurement import Measurement, common_options, facts_and_table, run_one_of
 from ..shared_options import (
@@ -203,8 +203,9 @@ def _format_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--store-type",
-        choices=("bf16", "f32"),
-        help="of the keys and values that the wave cache stores (default: that of --dtype)",
+        default=WaveConfig().store_type,
+        choices=("bf16", "f32", "int8", "int4"),
+        help="of the keys and values that the wave cache stores (default: %(default)s)",
     )
     group.add_argument(
         "--index-type",

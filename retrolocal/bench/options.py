@@ -16,6 +16,7 @@ MAX_COUNT = (1 << 31) - 1
 """Of tokens, heads, repetitions: more is a slip of the keyboard."""
 
 TensorType = Literal["bf16", "f32"]
+Stored = Literal["bf16", "f32", "int8", "int4"]
 IndexType = Literal["int8", "bf16"]
 
 
@@ -29,8 +30,8 @@ class AttentionOptions:
     head_dim: int = 128
     dtype: TensorType = "bf16"
     """Of queries, and of the keys and values that dense attention reads."""
-    store_type: TensorType | None = None
-    """Of the keys and values in the wave cache's store; None: `dtype`."""
+    store_type: Stored = WaveConfig().store_type
+    """Of the keys and values in the wave cache's store."""
     index_type: IndexType = "int8"
     """Of the centroids that a query is ranked against."""
     data: Path | None = None

@@ -20,6 +20,7 @@ from ..config import WaveConfig
 from ..fidelity import build_index, compare, exact_attention
 from ..measurement import Progress
 from ..wave.cache import Lengths, WaveCache
+from .attention import wave_config
 from .options import AttentionOptions
 from .synthetic import AttentionData, structured_prompt
 
@@ -39,7 +40,7 @@ def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
         seed=options.seed,
         dtype=dtype,
     )
-    config = WaveConfig(budget=options.budget, index_type=options.index_type)
+    config = wave_config(options)
     sampled = torch.tensor(sorted({options.tokens - 1 - n for n in _spread(options.tokens // 2)}))
     caches: dict[str, DenseCache | WaveCache] = {
         "dense": DenseCache(),
@@ -96,7 +97,7 @@ def _errors(data: AttentionData, sampled: Tensor, out: Tensor) -> Tensor:
 
 
 def _paper(data: AttentionData, steps: int) -> dict[str, float]:
-    config = WaveConfig(scheme="paper", index_type="bf16", outlier_fraction=0.0)
+    config = WaveConfig(scheme="paper", index_type="bf16", store_type="bf16", outlier_fraction=0.0)
     index, steady = build_index(data.k, data.v, config)
     measured = compare(
         data.q[-steps:], data.k, data.v, config, index=index, steady=steady

@@ -3,7 +3,8 @@
 Keys, values and queries are those of a real model that reads a real text (`record`). For every
 layer the document is clustered as a wave cache does, and each recorded query answered by
 RetroInfer as published ("paper"), by this program's own settings ("wave"), and by those with as
-many tokens retrieved as make it read the bytes of the paper's ("wave_equal").
+many tokens retrieved as make it read the bytes of the paper's ("wave_equal"). The last two also
+with each type of store (`stores`): fewer bytes per token are more tokens for the same bytes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..config import WaveConfig
+from ..config import StoreType, WaveConfig
 from ..fidelity import Measured, Steady, build_index, compare
 from ..ingest.extract import read_document
+from ..kernels.codecs import Codec
 from ..measurement import Progress, Result
 from ..wave.index import WaveIndex
 from .calibration import CLASSES, RESOLUTION, Samples, calibration, sharpness_class
 from .options import AttentionOptions
 from .record import STEPS, LayerRecord, RecordingSession
 
-PAPER = WaveConfig(scheme="paper", index_type="bf16", outlier_fraction=0.0)
+PAPER = WaveConfig(scheme="paper", index_type="bf16", store_type="bf16", outlier_fraction=0.0)
 WAVE = WaveConfig()
+STORES: tuple[StoreType, ...] = get_args(StoreType)
 HELD = 0.9
 """Share of the true mass that counts tokens for sharpness."""
 EQUAL = 0.01
@@ -37,6 +41,17 @@ SMALLEST_ERROR = 1e-12
 """Below this an error of float32 arithmetic means nothing; keeps ratios finite."""
 SCORES = 1 << 24
 """Attention scores that are sorted at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """One layer with one type of store."""
+
+    token_bytes: int
+    """Of a clustered token, all KV heads."""
+    wave: Measured
+    equal: Measured
+    """`wave` itself where its bytes are the paper's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +68,16 @@ class LayerResult:
     dense_bytes: int
     """Keys and values of all of them, read by a dense step."""
     paper: Measured
-    wave: Measured
-    equal: Measured
-    """`wave` itself where its bytes are the paper's."""
+    stores: dict[str, StoreResult]
+    """By store type."""
+
+    @property
+    def wave(self) -> Measured:
+        return self.stores[WAVE.store_type].wave
+
+    @property
+    def equal(self) -> Measured:
+        return self.stores[WAVE.store_type].equal
 
     def schemes(self) -> dict[str, Measured]:
         return {"paper": self.paper, "wave": self.wave, "wave_equal": self.equal}
@@ -119,9 +141,17 @@ def compare_layer(record: LayerRecord) -> LayerResult:
     index, steady = build_index(k, v, PAPER)
     paper = _compared(record, PAPER, index, steady)
     del index
-    index, own = build_index(k, v, WAVE)
+    index, own = build_index(k, v, replace(WAVE, store_type="bf16"))
     assert torch.equal(own[0], steady[0]), "both schemes keep the same tokens out of the index"
-    wave = _compared(record, WAVE, index, own)
+    stores = {}
+    for name in STORES:
+        stored = _reading(index, WAVE, Codec.of(name, k.dtype))
+        wave = _compared(record, WAVE, stored, own)
+        stores[name] = StoreResult(
+            token_bytes=stored.store_bytes // stored.segments.totals.tokens,
+            wave=wave,
+            equal=_at_equal_bytes(record, stored, own, wave=wave, paper=paper),
+        )
     return LayerResult(
         number=record.number,
         steady_tokens=steady[0].shape[1],
@@ -129,9 +159,16 @@ def compare_layer(record: LayerRecord) -> LayerResult:
         tokens=k.shape[1],
         dense_bytes=k.nbytes + v.nbytes,
         paper=paper,
-        wave=wave,
-        equal=_at_equal_bytes(record, index, own, wave=wave, paper=paper),
+        stores=stores,
     )
+
+
+def _reading(index: WaveIndex, config: WaveConfig, codec: Codec | None = None) -> WaveIndex:
+    """The same segments, read by `config`; recoded when there is a codec."""
+    other = WaveIndex(config)
+    for segment in index.segments:
+        other.append(segment if codec is None else segment.recoded(codec))
+    return other
 
 
 def holding(q: Tensor, k: Tensor, head: int) -> Tensor:
@@ -172,8 +209,33 @@ def summary(layers: Sequence[LayerResult]) -> Result:
         "worst_error_ratio": max(row["error_ratio"] for row in rows),
         "worst_error_ratio_equal": max(row["error_ratio_equal"] for row in rows),
         "results": rows,
+        "stores": _stores(layers),
         "calibration": calibration([layer.samples() for layer in layers]),
     }
+
+
+def _stores(layers: Sequence[LayerResult]) -> list[dict[str, Any]]:
+    """A row for each type of store with the program's own settings, then at the paper's bytes."""
+    rows = []
+    for at in ("wave", "wave_equal"):
+        for name in STORES:
+            own = [layer.stores[name] for layer in layers]
+            found = [one.wave if at == "wave" else one.equal for one in own]
+            errors = torch.cat([one.relative_error.flatten() for one in found])
+            rows.append(
+                {
+                    "store_type": name,
+                    "scheme": at,
+                    "bytes_per_token": sum(one.token_bytes for one in own),
+                    "bytes_per_step": sum(float(one.bytes.mean()) for one in found),
+                    "retrieved_tokens": fmean(float(one.retrieved_tokens.mean()) for one in found),
+                    "mass_exact": min(1.0, fmean(float(one.mass_exact.mean()) for one in found)),
+                    "relative_error": float(errors.mean()),
+                    "relative_error_median": float(errors.median()),
+                    "relative_error_p95": float(errors.quantile(0.95)),
+                }
+            )
+    return rows
 
 
 def _compared(
@@ -197,15 +259,12 @@ def _at_equal_bytes(
 
     def read(cap: float, every: int) -> Measured:
         config = replace(WAVE, epsilon=0.0, cap=cap)
-        filled = WaveIndex(config)
-        for segment in index.segments:
-            filled.append(segment)
-        return _compared(record, config, filled, steady, every)
+        return _compared(record, config, _reading(index, config), steady, every)
 
     # Odd: not always the same step of each question.
     sparse = len(record.q) // PROBED | 1
     clustered = sum(segment.tokens for segment in index.segments)
-    slope = clustered * 2.0 * record.k[:, 0].nbytes
+    slope = float(index.store_bytes)
     cap, before = WAVE.cap, None
     for every in (sparse, sparse, sparse, 1, 1):
         measured = read(cap, every)

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 def attention_lines(result: Result) -> list[str]:
     lines = [f"{name}: {_fact(result[name])}" for name in FACTS]
     lines += ["layers: " + ", ".join(map(str, result["layers"])), "", *_reads(result)]
-    lines += ["", *_errors(result), "", *_calibration(result)]
+    lines += ["", *_stores(result), "", *_errors(result), "", *_calibration(result)]
     if "plot" in result:
         lines += ["", f"plot: {result['plot']}"]
     return lines
@@ -50,6 +50,24 @@ def _reads(result: Result) -> list[str]:
         "in no layer and step",
         f"wave reads more than {result['most_bytes_of_paper']:.2f} of the paper's bytes",
     ]
+
+
+def _stores(result: Result) -> list[str]:
+    titles = dict(SCHEMES)
+    rows = [
+        (
+            row["store_type"],
+            titles[row["scheme"]],
+            f"{row['bytes_per_token']:,}",
+            f"{row['bytes_per_step'] / 1024:,.1f}",
+            f"{row['retrieved_tokens']:,.0f}",
+            f"{row['mass_exact']:.2%}",
+            *(_short(row[name]) for name in ("relative_error", "relative_error_p95")),
+        )
+        for row in result["stores"]
+    ]
+    names = ("store", "scheme", "B/token", "KiB per step", "tokens", "mass exact", "error", "p95")
+    return ["types of store, the same clusters in each", *table(names, rows, left=2)]
 
 
 def _errors(result: Result) -> list[str]:

@@ -9,8 +9,9 @@ that sees index and store together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..config import WaveConfig
 from ..kernels.attention import causal_attention, full_attention
 from ..kernels.merge import merge
-from ..kernels.segment import Segment, segment_of, segment_tensors
+from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
@@ -51,9 +52,13 @@ class Lengths:
     """Whether `cluster` is above 0: what has no segment yet is then called a dense cache."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class WaveSnapshot:
-    """A point to come back to; segments never change, so a few numbers are enough."""
+    """A point to come back to; segments never change, so a few numbers are enough.
+
+    What the store's codec loses of a segment cut since is kept beside it for as long as a snapshot
+    from before lives, so that going back and on again gives the same bytes.
+    """
 
     tokens: int
     clustered_end: int
@@ -92,6 +97,9 @@ class WaveCache:
         self._clustered_end = config.sink_tokens
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
+        self._snapshots: WeakSet[WaveSnapshot] = WeakSet()
+        self._originals: dict[int, tuple[Tensor, Tensor]] = {}
+        """K and V [Hkv, N, D] as they came, of segments that a living snapshot may reopen."""
         self._job: Job | None = None
         self._steps = Steps()
 
@@ -118,6 +126,7 @@ class WaveCache:
 
     def settle(self) -> None:
         """Clusters what a generation would cluster soon, so that it is part of a snapshot."""
+        self._forget_originals()
         self._take_up(early=True)
         self._cut_full()
         if self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
@@ -127,7 +136,11 @@ class WaveCache:
 
     def snapshot(self) -> WaveSnapshot:
         plan = None if self._job is None else self._job.plan
-        return WaveSnapshot(self._tokens, self._clustered_end, len(self._index.segments), plan)
+        self._forget_originals()
+        held = len(self._index.segments)
+        snapshot = WaveSnapshot(self._tokens, self._clustered_end, held, plan)
+        self._snapshots.add(snapshot)
+        return snapshot
 
     def restore(self, snapshot: WaveSnapshot) -> None:
         """Drops the tokens that came after `snapshot`; segments cut since go back to steady."""
@@ -148,6 +161,7 @@ class WaveCache:
         self._index.keep(snapshot.segments)
         self._store.keep(snapshot.segments)
         del self._permutations[snapshot.segments :]
+        self._originals = {n: rows for n, rows in self._originals.items() if n < snapshot.segments}
         if snapshot.plan is not None:
             self._begin(snapshot.plan)
 
@@ -171,7 +185,7 @@ class WaveCache:
         assert self._tokens == 0, "only an empty cache can be loaded"
         for tensors in segments:
             segment = segment_of(tensors)
-            self._store.append(segment.k, segment.v)
+            self._store.append(segment.blocks)
             self._index.append(segment)
             self._permutations.append(tensors[PERMUTATION])
             self._clustered_end += segment.tokens
@@ -190,7 +204,9 @@ class WaveCache:
             tokens=self._tokens,
             steady_tokens=self._steady.tokens,
             clusters=self._index.clusters,
-            bytes=self._steady.bytes + self._store.bytes,
+            bytes=self._steady.bytes
+            + self._store.bytes
+            + sum(nbytes(*rows) for rows in self._originals.values()),
             index_bytes=self._index.bytes,
             steps=steps.count,
             retrieved_tokens=steps.retrieved_tokens / count,
@@ -227,8 +243,8 @@ class WaveCache:
         if through_index:
             return prefill_attention(q, steady, self._index, self._config).to(q.dtype)
         for number in range(len(self._index.segments)):
-            part = full_attention(q, *self._store.segment(number), scale=scale)
-            steady = merge(steady, part)
+            k, v = (rows.to(q.dtype) for rows in self._rows(number))
+            steady = merge(steady, full_attention(q, k, v, scale=scale))
         return steady[0].to(q.dtype)
 
     def _room(self, tokens: int) -> int:
@@ -262,10 +278,15 @@ class WaveCache:
         self._take(*cluster_segment(keys, values, self._config), stop)
 
     def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
-        self._store.append(segment.k, segment.v)
-        self._index.append(segment)
+        sinks, number = self._config.sink_tokens, len(self._index.segments)
+        count = stop - self._clustered_end
+        self._store.append(segment.blocks)
+        self._index.append(replace(segment, blocks=self._store.segment(number)))
         self._permutations.append(permutation)
-        self._steady.drop(self._config.sink_tokens, stop - self._clustered_end)
+        if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
+            keys, values = self._steady.view(sinks, sinks + count)
+            self._originals[number] = keys.clone(), values.clone()
+        self._steady.drop(sinks, count)
         self._clustered_end = stop
 
     def _grow(self) -> None:
@@ -290,8 +311,26 @@ class WaveCache:
             self._job = None
             self._take(*job.result(), job.plan.stop)
 
-    def _in_token_order(self, segment: int) -> tuple[Tensor, Tensor]:
-        """K and V [Hkv, N, D] of a segment as they came."""
-        k, v = self._store.segment(segment)
-        back = torch.argsort(self._permutations[segment].long(), dim=1)[..., None].expand_as(k)
+    def _forget_originals(self) -> None:
+        """Of segments that no living snapshot may reopen."""
+        held = len(self._index.segments)
+        earliest = min((s.segments for s in self._snapshots), default=held)
+        self._originals = {n: rows for n, rows in self._originals.items() if n >= earliest}
+
+    def _rows(self, number: int) -> tuple[Tensor, Tensor]:
+        """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
+        segment = self._index.segments[number]
+        k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
+        return torch.stack(k), torch.stack(v)
+
+    def _in_token_order(self, number: int) -> tuple[Tensor, Tensor]:
+        """K and V [Hkv, N, D] of a segment as they came.
+
+        What a codec lost is there again for a segment that a living snapshot may reopen.
+        """
+        if number in self._originals:
+            return self._originals[number]
+        assert self._index.segments[number].codec.plain, "a snapshot of another cache"
+        k, v = self._rows(number)
+        back = torch.argsort(self._permutations[number].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)

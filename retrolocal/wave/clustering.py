@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..config import WaveConfig
+from ..kernels.codecs import Codec, encode_rows
 from ..kernels.kmeans import assign, cluster_sizes, cluster_sums
-from ..kernels.segment import Level, Segment, encode_rows
+from ..kernels.segment import Level, Segment
 from .zones import groups, initial_centroids, outliers
 
 INDEX_DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "f32": torch.float32}
@@ -40,15 +41,21 @@ def cluster_segment(keys: Tensor, values: Tensor, config: WaveConfig) -> tuple[S
     torch.cumsum(sizes, dim=1, out=starts[:, 1:])
     permutation = torch.argsort(labels, dim=1, stable=True)
     order = permutation[..., None].expand_as(keys)
+    level, codec = _level(*fine, config), Codec.of(config.store_type, keys.dtype)
     segment = Segment(
         mean_key=mean_key,
-        fine=_level(*fine, config),
+        fine=level,
         coarse=_level(*coarse, config),
         starts=starts.int(),
         group_offsets=offsets.int(),
         singles=singles,
-        k=keys.gather(1, order).contiguous(),
-        v=values.gather(1, order).contiguous(),
+        codec=codec,
+        blocks=codec.encode(
+            keys.gather(1, order),
+            values.gather(1, order),
+            starts,
+            torch.stack([level.keys(head) + mean_key[head] for head in range(heads)]),
+        ),
     )
     return segment, permutation.int()
 

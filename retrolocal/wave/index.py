@@ -59,6 +59,11 @@ class WaveIndex:
         return sum(segment.fine_bytes + segment.coarse_bytes for segment in self.segments)
 
     @property
+    def store_bytes(self) -> int:
+        """Bytes of the clustered keys and values, of all KV heads."""
+        return sum(segment.blocks.nbytes for segment in self.segments)
+
+    @property
     def clusters(self) -> int:
         """Clusters that hold a token, summed over KV heads."""
         return sum(int((segment.starts.diff() > 0).sum()) for segment in self.segments)

@@ -1,7 +1,7 @@
-"""The store: keys and values of the clustered tokens, each cluster one contiguous run.
+"""The store: keys and values of the clustered tokens, each cluster one contiguous run of bytes.
 
-A block store takes whole segments, permuted so that clusters are contiguous, and never changes
-them. `RamStore` keeps them in the memory of the machine.
+A block store takes the blocks of whole segments (`kernels.codecs`) and never changes them.
+`RamStore` keeps them in the memory of the machine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ..kernels.segment import nbytes
 
 
 class BlockStore(Protocol):
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """One segment, k and v [Hkv, N, D] in cluster order, contiguous."""
+    def append(self, blocks: Tensor) -> None:
+        """One segment's blocks, uint8 [Hkv, N * W], contiguous."""
 
-    def segment(self, number: int) -> tuple[Tensor, Tensor]:
-        """K and V [Hkv, N, D] of one segment, in cluster order, as stored."""
+    def segment(self, number: int) -> Tensor:
+        """The blocks of one segment where they lie now; they stay there until `keep`."""
 
     def keep(self, segments: int) -> None:
         """Forgets all but the first `segments`."""
@@ -28,15 +28,15 @@ class BlockStore(Protocol):
 
 
 class RamStore:
-    """Segments as tensors, in the dtype and on the device they came in."""
+    """Segments as tensors, on the device they came from."""
 
     def __init__(self) -> None:
-        self._segments: list[tuple[Tensor, Tensor]] = []
+        self._segments: list[Tensor] = []
 
-    def append(self, k: Tensor, v: Tensor) -> None:
-        self._segments.append((k, v))
+    def append(self, blocks: Tensor) -> None:
+        self._segments.append(blocks)
 
-    def segment(self, number: int) -> tuple[Tensor, Tensor]:
+    def segment(self, number: int) -> Tensor:
         return self._segments[number]
 
     def keep(self, segments: int) -> None:
@@ -44,4 +44,4 @@ class RamStore:
 
     @property
     def bytes(self) -> int:
-        return sum(nbytes(*pair) for pair in self._segments)
+        return sum(nbytes(blocks) for blocks in self._segments)

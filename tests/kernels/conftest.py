@@ -15,7 +15,9 @@ from retrolocal.kernels.segment import SegmentTable
 from retrolocal.kernels.wave_attention import Kernel, Selection, StepAnswer
 from retrolocal.wave.clustering import cluster_segment
 
-SMALL = WaveConfig(cluster_tokens=8, group_clusters=4, iterations=2, index_type="f32")
+SMALL = WaveConfig(
+    cluster_tokens=8, group_clusters=4, iterations=2, index_type="f32", store_type="bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Step:
     q: Tensor
     """float32 [Hq, D]."""
     k: Tensor
-    """[Hkv, N, D] of all segments, in the order of the tokens; v likewise."""
+    """[Hkv, N, D] of all segments, in the order of the tokens, before coding; v likewise."""
     v: Tensor
     steady_rows: tuple[Tensor, Tensor]
     """K and V [Hkv, n, D]."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retrolocal.kernels.segment import Level, Segment, SegmentTable, Totals, encode_rows, nbytes
+from retrolocal.kernels.codecs import Codec, encode_rows
+from retrolocal.kernels.segment import Level, Segment, SegmentTable, Totals, nbytes
 
 RELAXED = settings(deadline=None, max_examples=100)
 BF16_ROUNDING = 2.0**-8
@@ -107,8 +108,8 @@ def segment(tokens: int, clusters: int = 3, groups: int = 2, singles: int = 1) -
         starts=starts,
         group_offsets=offsets,
         singles=singles,
-        k=torch.full((2, tokens, 4), tokens, dtype=torch.float32),
-        v=torch.zeros(2, tokens, 4),
+        codec=Codec(torch.float32),
+        blocks=torch.full((2, tokens * 32), tokens % 256, dtype=torch.uint8),
     )
 
 
@@ -118,7 +119,7 @@ def test_a_segment_counts_itself() -> None:
     assert one.group_sizes(1).tolist() == [0, 0]
     assert one.fine_bytes == one.fine.bytes + 2 * 6 * 4 + 2 * 4 * 4
     assert one.coarse_bytes == one.coarse.bytes + 2 * 3 * 4
-    assert nbytes(one.k, one.v) == 2 * 2 * 9 * 4 * 4
+    assert nbytes(one.blocks) == 2 * 2 * 9 * 4 * 4
 
 
 def described(segments: list[Segment]) -> list[list[int]]:

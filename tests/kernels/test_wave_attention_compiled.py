@@ -20,6 +20,7 @@ from torch import Tensor
 
 from retrolocal.config import WaveConfig
 from retrolocal.kernels import wave_attention as module
+from retrolocal.kernels.codecs import CODED
 from retrolocal.kernels.segment import SegmentTable
 from retrolocal.kernels.wave_attention import (
     NEGLIGIBLE,
@@ -32,8 +33,18 @@ from retrolocal.kernels.wave_attention import (
 
 pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
 
-STORES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUICK = {("int8", "bfloat16"), ("int8", "float32"), ("f32", "float32")}
+STORES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+    "int4": torch.bfloat16,
+}
+"""What the keys and values come as; the plain ones are stored as they come."""
+QUICK = {
+    *(("int8", "bfloat16"), ("int8", "float32"), ("int8", "int8"), ("int8", "int4")),
+    ("f32", "float32"),
+}
 """Every pair of types is compiled on its own, which takes a while: the others are slow."""
 PAIRS = [
     pytest.param(index, store, marks=() if (index, store) in QUICK else pytest.mark.slow)
@@ -73,6 +84,7 @@ def threads(number: int) -> Iterator[None]:
 @contextmanager
 def everything_read() -> Iterator[None]:
     """Value rows are read whatever they weigh."""
+    # It takes the constant over when it is imported, which must not be in here.
     importlib.import_module("retrolocal.kernels.wave_attention_numba")
     with ExitStack() as stack:
         for name, kernel in list(sys.modules.items()):
@@ -81,13 +93,14 @@ def everything_read() -> Iterator[None]:
         yield
 
 
-def step_config(index: str, selection: Selection = AUTO) -> WaveConfig:
+def step_config(index: str, selection: Selection = AUTO, store: str = "bf16") -> WaveConfig:
     return WaveConfig(
         cluster_tokens=8,
         group_clusters=4,
         iterations=1,
         outlier_fraction=0.03,
         index_type=index,  # type: ignore[arg-type]
+        store_type=store if store in CODED else "bf16",  # type: ignore[arg-type]
         scheme="wave" if selection.second_order else "paper",
     )
 
@@ -182,7 +195,7 @@ def test_it_answers_as_the_reference(
         heads=heads,
         dim=dim,
         store=STORES[store],
-        config=step_config(index, selection),
+        config=step_config(index, selection, store),
         gain=gain,
         k=torch.ones(heads[1], sum(lengths) + 5, dim) if equal else None,
     )
@@ -190,17 +203,18 @@ def test_it_answers_as_the_reference(
         found = step.answer(wave_attention, selection)
         if assert_alike(step, selection, found, 1e-4):
             assert found.bytes <= step.answer(wave_attention_reference, selection).bytes
-        least = int(found.retrieved_tokens.sum()) * 2 * dim * STORES[store].itemsize
+        least = int(found.retrieved_tokens.sum()) * step.segments[0].codec.token_bytes(dim)
         assert found.bytes >= least
 
 
+@pytest.mark.parametrize("store", ["bf16", "int8"])
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 def test_rows_that_weigh_nothing_are_not_read(
-    make_step: Callable[..., Any], selection: Selection
+    make_step: Callable[..., Any], selection: Selection, store: str
 ) -> None:
     skipped = 0
     for seed in range(4):
-        config = step_config("int8", selection)
+        config = step_config("int8", selection, store)
         step = make_step(seed, [600, 90], dim=64, store=torch.bfloat16, config=config, gain=2.0)
         with everything_read():
             everything = step.answer(wave_attention, selection)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
 def test_every_array_has_three_words_of_its_own() -> None:
     from retrolocal.kernels import wave_words_numba as words
 
-    columns = {"FINE", "COARSE", "STARTS", "OFFSETS", "MEAN", "KEYS", "VALUES", "NONE", "ONE"}
+    columns = {"FINE", "COARSE", "STARTS", "OFFSETS", "MEAN", "BLOCKS", "NONE", "ONE"}
     rules = {"DESCEND", "SURE", "SHARE_TOKENS", "SHARP_TOKENS"}
     rules |= {
         "SHARE_CLUSTERS",

@@ -14,7 +14,9 @@ from retrolocal.fidelity import build_index, compare, exact_attention
 from retrolocal.kernels.wave_attention import NEGLIGIBLE
 from retrolocal.wave.zones import next_growth
 
-CONFIG = WaveConfig(segment_tokens=512, growth_tokens=200, iterations=2, index_type="f32")
+CONFIG = WaveConfig(
+    segment_tokens=512, growth_tokens=200, iterations=2, index_type="f32", store_type="bf16"
+)
 
 
 def data(tokens: int = 1300) -> AttentionData:
@@ -43,16 +45,16 @@ def test_exact_attention_is_pytorchs(dtype: torch.dtype) -> None:
 def test_an_index_and_its_steady_zone_hold_every_token(tokens: int) -> None:
     one = data(tokens)
     index, (k, v) = build_index(one.k, one.v, CONFIG)
-    stored = [(segment.k, segment.v) for segment in index.segments]
+    stored = [[segment.rows(head) for head in range(2)] for segment in index.segments]
     expected, end = 0, CONFIG.sink_tokens
     while (span := next_growth(tokens, end, CONFIG)) is not None:
         expected, end = expected + 1, span.stop
     assert len(stored) == expected == {4: 0, 60: 0, 267: 0, 268: 1, 300: 1, 1300: 3}[tokens]
     assert k.shape[1] >= min(tokens, CONFIG.sink_tokens + CONFIG.window_tokens)
     for rows, given in ((0, one.k), (1, one.v)):
-        held = torch.cat([(k, v)[rows], *(pair[rows] for pair in stored)], dim=1)
         for head in range(2):
-            assert sorted(held[head].tolist()) == sorted(given[head].tolist())
+            held = torch.cat([(k, v)[rows][head], *(heads[head][rows] for heads in stored)])
+            assert sorted(held.tolist()) == sorted(given[head].tolist())
     assert torch.equal(k[:, :4], one.k[:, :4])
     assert torch.equal(v[:, -1], one.v[:, -1])
 

@@ -42,8 +42,15 @@ def test_a_million_tokens_of_a_real_model(config_folder: Callable[[str], Path]) 
     folder = config_folder("Qwen2.5-7B-Instruct")
     dense = needed(folder, 1 << 20)
     assert dense.cache == 56 * GIB
-    wave = needed(folder, 1 << 20, wave=WaveConfig())
-    assert 1.05 < wave.cache / dense.cache < 1.25
+    plain = needed(folder, 1 << 20, wave=WaveConfig(store_type="bf16"))
+    assert 1.05 < plain.cache / dense.cache < 1.25
+    assert plain.workspace == dense.workspace + 8192 * 4 * 128 * 16
+    for store, most in (("int8", 30), ("int4", 16)):
+        wave = needed(folder, 1 << 20, wave=WaveConfig(store_type=store))  # type: ignore[arg-type]
+        stored = wave.cache - (plain.cache - dense.cache)
+        assert 0.9 * most * GIB < stored <= most * GIB
+        # A chunk of all layers as it came, in case it is interrupted.
+        assert wave.workspace == plain.workspace + 8192 * 28 * 4 * 512
 
 
 def test_require_says_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,25 @@ def test_a_row_per_layer_and_head(result: dict[str, Any]) -> None:
     assert result["worst_error_ratio"] == max(row["error_ratio"] for row in rows)
 
 
+def test_stores_stand_side_by_side(result: dict[str, Any]) -> None:
+    """At equal bytes what takes less room per token retrieves more of them."""
+    rows = {(row["store_type"], row["scheme"]): row for row in result["stores"]}
+    assert set(rows) == {
+        (store, scheme) for store in ("bf16", "int8", "int4") for scheme in ("wave", "wave_equal")
+    }
+    for scheme in ("wave", "wave_equal"):
+        own = [rows[store, scheme] for store in ("bf16", "int8", "int4")]
+        # Two layers of two KV heads of 16 dimensions, in float32 as they come.
+        assert [row["bytes_per_token"] for row in own] == [4 * 128, 4 * 36, 4 * 20]
+        assert all(row["relative_error_p95"] >= row["relative_error_median"] for row in own)
+    equal = [rows[store, "wave_equal"] for store in ("bf16", "int8", "int4")]
+    assert equal[0]["retrieved_tokens"] <= equal[1]["retrieved_tokens"]
+    assert equal[1]["retrieved_tokens"] <= equal[2]["retrieved_tokens"]
+    wave = rows["int8", "wave"]
+    assert wave["bytes_per_step"] == pytest.approx(result["bytes_per_step"]["wave"])
+    assert rows["bf16", "wave"]["bytes_per_step"] > wave["bytes_per_step"]
+
+
 def test_calibration_covers_every_sample(result: dict[str, Any]) -> None:
     for layer, samples in ((0, 64), (1, 64), (None, 128)):
         rows = [row for row in result["calibration"] if row["layer"] == layer]

@@ -22,8 +22,14 @@ from retrolocal.wave.clustering import cluster_segment
 
 Rows = tuple[Tensor, Tensor, Tensor]
 SMALL = WaveConfig(
-    segment_tokens=64, growth_tokens=20, window_tokens=8, cluster_tokens=8, iterations=4
+    segment_tokens=64,
+    growth_tokens=20,
+    window_tokens=8,
+    cluster_tokens=8,
+    iterations=4,
+    store_type="bf16",
 )
+STORES = st.sampled_from(["bf16", "int8", "int4"])
 RELAXED = settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -88,19 +94,75 @@ def test_every_token_is_held_once_and_unchanged(
 
 
 @RELAXED
-@given(chunks=CHUNKS, later=CHUNKS)
+@given(chunks=CHUNKS, later=CHUNKS, store=STORES)
 def test_restore_goes_back_exactly(
-    structured: Callable[..., Rows], chunks: list[int], later: list[int]
+    structured: Callable[..., Rows], chunks: list[int], later: list[int], store: Any
 ) -> None:
+    """Also where the store loses something, and twice from the same snapshot."""
     rows = structured(5, sum(chunks) + sum(later))
-    cache = WaveCache(SMALL)
+    cache = WaveCache(replace(SMALL, store_type=store))
     run(cache, rows, chunks)
     snapshot = cache.snapshot()
+    steady, segments = cache._steady.view()[0].clone(), len(cache._index.segments)
     first = run(cache, rows, later, sum(chunks))
-    cache.restore(snapshot)
-    assert torch.equal(held(cache), rows[1][:, : sum(chunks)])
-    second = run(cache, rows, later, sum(chunks))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for _ in range(2):
+        cache.restore(snapshot)
+        assert torch.equal(cache._steady.view()[0], steady)
+        assert len(cache._index.segments) == segments
+        if store == "bf16":
+            assert torch.equal(held(cache), rows[1][:, : sum(chunks)])
+        second = run(cache, rows, later, sum(chunks))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("store", ["int8", "int4"])
+def test_what_was_stored_is_not_kept_twice(structured: Callable[..., Rows], store: Any) -> None:
+    """As they came, rows are kept only while a snapshot lives that may reopen their segment."""
+    rows = structured(5, 700)
+    cache = WaveCache(replace(SMALL, store_type=store))
+
+    def store_and_steady() -> int:
+        return cache._store.bytes + cache._steady.bytes
+
+    run(cache, rows, [300])
+    assert cache.statistics().bytes == store_and_steady()
+    snapshot = cache.snapshot()
+    run(cache, rows, [200], 300)
+    reopened = len(cache._index.segments) - snapshot.segments
+    assert reopened > 1
+    kept = reopened * SMALL.segment_tokens * 2 * 2 * 16 * 4
+    assert cache.statistics().bytes == store_and_steady() + kept
+    del snapshot
+    cache.settle()
+    assert cache.statistics().bytes == store_and_steady()
+    later = cache.snapshot()
+    run(cache, rows, [200], 500)
+    assert cache.statistics().bytes > store_and_steady()
+    cache.restore(later)
+    assert cache.statistics().bytes == store_and_steady()
+
+
+@pytest.mark.parametrize(("store", "most"), [("int8", 0.02), ("int4", 0.3)])
+def test_a_prompt_is_read_over_what_the_store_returns(
+    structured: Callable[..., Rows], store: Any, most: float
+) -> None:
+    """Exactly: over decoded keys and values, and the tokens that are not clustered as they came."""
+    q, k, v = structured(8, 330)
+    cache = WaveCache(replace(SMALL, store_type=store))
+    run(cache, (q, k, v), [300])
+    decoded = [cache._rows(n) for n in range(len(cache._index.segments))]
+    steady = (t[:, : cache._steady.tokens] for t in cache._steady.view())
+    k_read, v_read = (
+        torch.cat((*stored, own, new[:, 300:]), dim=1)
+        for stored, own, new in zip(zip(*decoded, strict=True), steady, (k, v), strict=True)
+    )
+    assert not torch.equal(k_read.sort(dim=1).values, k.sort(dim=1).values)
+    [out] = run(cache, (q, k, v), [30], 300)
+    expected, _ = exact_attention(q[:, -1], k_read, v_read)
+    torch.testing.assert_close(out[:, -1].double(), expected, atol=1e-5, rtol=1e-5)
+    truth, _ = exact_attention(q[:, -1], k, v)
+    error = (out[:, -1] - truth).norm(dim=1) / truth.norm(dim=1)
+    assert 0 < float(error.median()) < most
 
 
 @RELAXED

@@ -22,14 +22,14 @@ Rows = tuple[Tensor, Tensor, Tensor]
 RELAXED = settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-F32 = WaveConfig(index_type="f32", iterations=3, group_clusters=4)
+F32 = WaveConfig(index_type="f32", store_type="bf16", iterations=3, group_clusters=4)
 
 
 def assert_sums(
     level: Level, number: int, segment: Segment, head: int, tokens: slice, *, loose: bool = False
 ) -> None:
     """A cluster's (or group's) centroid, value sum and spread are those of its tokens."""
-    keys, values = segment.k[head, tokens].double(), segment.v[head, tokens].double()
+    keys, values = (rows[tokens].double() for rows in segment.rows(head))
     centroid = level.keys(head)[number].double()
     spread, total = level.spreads[head, number].double(), level.values(head)[number].double()
     if len(keys) == 0:
@@ -67,8 +67,8 @@ def test_clusters_and_groups_are_partitions_with_plain_means(
     for head in range(2):
         order = permutation[head].long()
         assert order.sort().values.tolist() == list(range(tokens))
-        assert torch.equal(made.k[head], k[head, order])
-        assert torch.equal(made.v[head], v[head, order])
+        for rows, given_rows in zip(made.rows(head), (k, v), strict=True):
+            assert torch.equal(rows, given_rows[head, order])
         starts, offsets = made.starts[head].tolist(), made.group_offsets[head].tolist()
         assert (starts[0], starts[-1]) == (0, tokens)
         for cluster, (start, stop) in enumerate(itertools.pairwise(starts)):
@@ -112,7 +112,7 @@ def test_the_store_keeps_its_type(structured: Callable[..., Rows]) -> None:
     _, k, v = structured(0, 100)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         made, _ = cluster_segment(k.to(dtype), v.to(dtype), F32)
-        assert made.k.dtype == made.v.dtype == dtype
+        assert [rows.dtype for rows in made.rows(0)] == [dtype] * 2
         assert made.mean_key.dtype == torch.float32
         assert made.starts.dtype == made.group_offsets.dtype == torch.int32
 
