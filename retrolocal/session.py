@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -31,17 +31,21 @@ from .config import (
 )
 from .context import Context
 from .conversation import Conversation, Prompter
+from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
-from .generate import End, Piece, Progress, StopReason, generate_tokens, stream_text
+from .generate import End, Piece, Progress, generate_tokens, stream_text
+from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .ingest.token_map import TokenMap
 from .memory import MemoryEstimate, estimate, require
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
 from .provenance import identity
+from .reply import AskOptions as AskOptions
+from .reply import Event as Event
+from .reply import Reply as Reply
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .statistics import CacheStatistics, combine
@@ -84,64 +88,6 @@ def load(
     return Session.open(str(model), config)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """The last event of an answer: the whole of it with its figures."""
-
-    text: str
-    stop_reason: StopReason
-    prompt_tokens: int
-    """Tokens of the whole prompt, those that were in the caches already included."""
-    prefill_tokens: int
-    """Tokens of the prompt that were read for this answer."""
-    prefill_seconds: float
-    generated_tokens: int
-    generate_seconds: float
-    cache: CacheStatistics
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Decode steps per second; the first token comes out of the prefill."""
-        steps = self.generated_tokens - 1
-        return steps / self.generate_seconds if steps > 0 and self.generate_seconds > 0 else 0.0
-
-
-Event = Progress | Piece | Reply
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskOptions:
-    """How one answer is made."""
-
-    max_new_tokens: int | None = None
-    """None: the model's own limit if it has one, else as many as fit; -1: as many as fit."""
-    sampling: SamplingConfig | None = None
-    """None: the model's own settings, else llama.cpp's."""
-    stop: Sequence[str] = ()
-    """Texts that end the answer; they are not part of it."""
-    ignore_eos: bool = False
-    """Never draw the end-of-sequence token."""
-
-    def __post_init__(self) -> None:
-        if "" in self.stop:
-            raise UsageError("--stop is empty; give the text to stop before")
-        if self.max_new_tokens is not None and self.max_new_tokens < -1:
-            raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What stands before a dialogue."""
-
-    documents: tuple[Document, ...]
-    ids: list[int]
-    opening: str = ""
-    places: TokenMap = field(default_factory=lambda: TokenMap(()))
-    """Where the tokens come from, unless the library knows."""
-    kept: bool = False
-    """Whether the library has it."""
-
-
 class Session:
     """Made by `Session.open` or `retrolocal.load`."""
 
@@ -178,7 +124,6 @@ class Session:
         self._file_documents: tuple[Document, ...] = ()
         self._file_context: Context | None = None
         self._stopped = False
-        self._head: _Head | None = None
         self._decoder: Decoder | None = None
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -186,6 +131,7 @@ class Session:
         if keeping is not None:
             made = identity(folder, self.model_config, config, self.dtype, self.device)
             self._shelf = Shelf(keeping, made, any_prefill=config.prefill == "auto")
+        self._heads = Heads(self._prompter, self._shelf)
         self._require_room(documents)
         began = time.monotonic()
         self._decoder = load_decoder(
@@ -262,11 +208,11 @@ class Session:
     @property
     def documents_kept(self) -> bool:
         """Whether the library has the documents as this session would read them."""
-        return self._head_of(self._conversation.documents).kept
+        return self._heads.of(self._conversation.documents).kept
 
     def documents_estimate(self) -> tuple[int, MemoryEstimate]:
         """Tokens of the documents, and what reading them takes beside the weights."""
-        head = self._head_of(self._conversation.documents)
+        head = self._heads.of(self._conversation.documents)
         return len(head.ids), self._estimate(len(head.ids), weight_bytes=0)
 
     def read_documents(self) -> Iterator[Progress]:
@@ -365,7 +311,8 @@ class Session:
         """Gives the caches and the weights back; a closed session answers nothing more."""
         self._context = self._file_context = self._files = None
         self._file_documents = ()
-        self._head = self._decoder = None
+        self._heads.forget()
+        self._decoder = None
         if self._shelf is not None:
             self._shelf.close()
 
@@ -391,7 +338,7 @@ class Session:
         return self._context
 
     def _new_context(self, conversation: Conversation) -> Context:
-        head = self._head_of(conversation.documents)
+        head = self._heads.of(conversation.documents)
         return Context(
             self._open_decoder(),
             self._caches(expected=len(head.ids)),
@@ -402,29 +349,13 @@ class Session:
             piece_end=lambda tokens: piece_end(tokens, self.config.wave),
         )
 
-    def _head_of(self, documents: tuple[Document, ...]) -> _Head:
-        """What stands before the dialogue; that of the last documents is remembered."""
-        if self._head is None or self._head.documents != documents:
-            self._head = self._new_head(documents)
-        return self._head
-
-    def _new_head(self, documents: tuple[Document, ...]) -> _Head:
-        asked = Conversation(documents, None, (Message("user", "?"),))
-        if self._shelf is None or not documents:
-            return _Head(documents, self._prompter.head_ids(asked))
-        known = self._shelf.ids(documents)
-        if known is not None:
-            return _Head(documents, known, kept=True)
-        ids, places = self._prompter.head_places(asked)
-        return _Head(documents, ids, self._prompter.opening(asked), places)
-
     def _read_head(
         self, context: Context, documents: tuple[Document, ...]
     ) -> Generator[Progress, None, None]:
         if self._shelf is None or not documents:
             yield from context.read_head()
             return
-        head = self._head_of(documents)
+        head = self._heads.of(documents)
         yield from self._shelf.read(
             context,
             documents,
@@ -531,7 +462,7 @@ class Session:
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
-        head = self._head_of(tuple(documents))
+        head = self._heads.of(tuple(documents))
         if documents:
             self._require_positions(len(head.ids) + 1)
         # What is kept stays in its files, whose pages the system can take back.
@@ -551,23 +482,6 @@ class Session:
             chunk_tokens=self.config.batch_size,
             wave=None if self.config.cache == "dense" else self.config.wave,
         )
-
-
-def choose_device(config: SessionConfig) -> torch.device:
-    """Raises UsageError when a GPU is asked for and there is none."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device is cuda and no usable NVIDIA GPU was found; give cpu or auto")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of weights and caches of a checkpoint in dtype `stored`."""
-    if config.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, config.dtype)
-        return dtype
-    return torch.float32 if (stored, device.type) == (torch.float16, "cpu") else stored
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..device import choose_device, choose_dtype
 from ..errors import ConfigError, ContextError, ModelError
 from ..hub import resolve_model
 from ..measurement import Progress
@@ -22,7 +23,6 @@ from ..models.decoder import Decoder
 from ..models.json_reader import JsonReader, read_json
 from ..models.weights import checkpoint_dtype, load_decoder
 from ..paths import builtin_model
-from ..session import choose_device, choose_dtype
 from .options import SpeedOptions
 
 DTYPES = ("float32", "bfloat16", "float16")

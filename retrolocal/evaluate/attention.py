@@ -68,7 +68,7 @@ class LayerResult:
     dense_bytes: int
     """Keys and values of all of them, read by a dense step."""
     paper: Measured
-    stores: dict[str, StoreResult]
+    stores: dict[StoreType, StoreResult]
     """By store type."""
 
     @property

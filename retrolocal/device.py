@@ -1,0 +1,25 @@
+"""Where a model computes and in what: the user's choice, or what the machine and the file say."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import SessionConfig
+from .errors import UsageError
+
+
+def choose_device(config: SessionConfig) -> torch.device:
+    """Raises UsageError when a GPU is asked for and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device is cuda and no usable NVIDIA GPU was found; give cpu or auto")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of weights and caches of a checkpoint in dtype `stored`."""
+    if config.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        return dtype
+    return torch.float32 if (stored, device.type) == (torch.float16, "cpu") else stored

@@ -1,0 +1,58 @@
+"""The head of a context: template text and documents, as token ids with their places.
+
+Taken from the library where it has the documents, else made by the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .chat import Message
+from .conversation import Conversation, Prompter
+from .ingest import Document
+from .ingest.token_map import TokenMap
+from .shelf import Shelf
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What stands before a dialogue."""
+
+    documents: tuple[Document, ...]
+    ids: list[int]
+    opening: str = ""
+    """What the template puts before the documents."""
+    places: TokenMap = field(default_factory=lambda: TokenMap(()))
+    """Where the tokens come from, unless the library knows."""
+    kept: bool = False
+    """Whether the library has it."""
+
+
+class Heads:
+    """Makes heads; that of the last documents is remembered."""
+
+    def __init__(self, prompter: Prompter, shelf: Shelf | None) -> None:
+        self._prompter = prompter
+        self._shelf = shelf
+        self._last: Head | None = None
+
+    def of(self, documents: Sequence[Document]) -> Head:
+        """Raises what composing a prompt raises, and IdentityError as `Shelf.ids`."""
+        documents = tuple(documents)
+        if self._last is None or self._last.documents != documents:
+            self._last = self._made(documents)
+        return self._last
+
+    def forget(self) -> None:
+        self._last = None
+
+    def _made(self, documents: tuple[Document, ...]) -> Head:
+        asked = Conversation(documents, None, (Message("user", "?"),))
+        if self._shelf is None or not documents:
+            return Head(documents, self._prompter.head_ids(asked))
+        known = self._shelf.ids(documents)
+        if known is not None:
+            return Head(documents, known, kept=True)
+        ids, places = self._prompter.head_places(asked)
+        return Head(documents, ids, self._prompter.opening(asked), places)

@@ -1,0 +1,56 @@
+"""What an answer is made with, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import SamplingConfig
+from .errors import UsageError
+from .generate import Piece, Progress, StopReason
+from .statistics import CacheStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The last event of an answer: the whole of it with its figures."""
+
+    text: str
+    stop_reason: StopReason
+    prompt_tokens: int
+    """Tokens of the whole prompt, those that were in the caches already included."""
+    prefill_tokens: int
+    """Tokens of the prompt that were read for this answer."""
+    prefill_seconds: float
+    generated_tokens: int
+    generate_seconds: float
+    cache: CacheStatistics
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Decode steps per second; the first token comes out of the prefill."""
+        steps = self.generated_tokens - 1
+        return steps / self.generate_seconds if steps > 0 and self.generate_seconds > 0 else 0.0
+
+
+Event = Progress | Piece | Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskOptions:
+    """How one answer is made."""
+
+    max_new_tokens: int | None = None
+    """None: the model's own limit if it has one, else as many as fit; -1: as many as fit."""
+    sampling: SamplingConfig | None = None
+    """None: the model's own settings, else llama.cpp's."""
+    stop: Sequence[str] = ()
+    """Texts that end the answer; they are not part of it."""
+    ignore_eos: bool = False
+    """Never draw the end-of-sequence token."""
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UsageError("--stop is empty; give the text to stop before")
+        if self.max_new_tokens is not None and self.max_new_tokens < -1:
+            raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
