@@ -111,7 +111,7 @@ class Codec:
         places, unit = self._places(starts, tokens, dim)
         row, scale = self.row_bytes(dim), self.scale_bytes(dim)
         whole = blocks.view(unit)[places].view(torch.uint8)
-        *rows, key_scales, value_scales = whole.split((row, row, scale, scale), dim=1)
+        *rows, key_scales, value_scales = torch.split(whole, [row, row, scale, scale], dim=1)
         keys, values = (
             self._decoded(codes, scales)
             for codes, scales in zip(rows, (key_scales, value_scales), strict=True)
@@ -172,13 +172,15 @@ def rotate(rows: Tensor) -> Tensor:
     Of a D that is no power of two: in blocks of the largest power that divides it.
     """
     size = rows.shape[-1] & -rows.shape[-1]
-    turned, half = rows.reshape(-1, size), 1
+    turned: Tensor = rows.reshape(-1, size)
+    half = 1
     while half < size:
         pairs = turned.view(-1, size // (2 * half), 2, half)
         one, other = pairs[:, :, 0], pairs[:, :, 1]
         turned = torch.stack((one + other, one - other), dim=2).view(-1, size)
         half *= 2
-    return (turned * size**-0.5).view(rows.shape)
+    scaled: Tensor = turned * size**-0.5
+    return scaled.view(rows.shape)
 
 
 def encode_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -201,7 +203,7 @@ def _four_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
     The scales are [N, groups]. |row - decoded| <= 0.1 scale within scale, beyond that
     |row| - scale, and scale is at least 0.79 of the group's largest magnitude.
     """
-    grouped = rows.unflatten(1, (-1, group_dims(rows.shape[1])))
+    grouped = rows.reshape(len(rows), -1, group_dims(rows.shape[1]))
     x = torch.arange(16, device=rows.device) - 7.5
     levels = x * (LINEAR + CUBIC * x * x)
     between = (levels[1:] + levels[:-1]) / 2
@@ -228,7 +230,7 @@ def _packed(codes: Tensor) -> Tensor:
 
 def _unpacked(packed: Tensor, groups: int) -> Tensor:
     """The inverse, float32."""
-    grouped = packed.unflatten(1, (groups, -1))
+    grouped = packed.reshape(len(packed), groups, packed.shape[1] // groups)
     return torch.cat((grouped & 15, grouped >> 4), dim=2).float()
 
 
