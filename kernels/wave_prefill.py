@@ -46,7 +46,7 @@ def wave_prefill(
     out = torch.empty(heads, tokens, dim, device=q.device)
     out_lse = torch.empty(heads, tokens, device=q.device)
     for head in range(kv_heads):
-        index = _Index(segments, head)
+        index = HeadIndex(segments, head)
         rows = slice(head * group, (head + 1) * group)
         for start in range(0, tokens, rules.tokens):
             block = slice(start, start + rules.tokens)
@@ -57,7 +57,7 @@ def wave_prefill(
     return out, out_lse
 
 
-class _Index:
+class HeadIndex:
     """Both levels of one KV head over all segments, as float32; clusters are numbered through."""
 
     def __init__(self, segments: Sequence[Segment], head: int) -> None:
@@ -91,10 +91,13 @@ class _Index:
         """Clusters of some groups, and all singles."""
         return torch.cat((ranges(self._first[groups], self._last[groups]), self._singles))
 
-    def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [n, D] of clusters, the segments in order."""
+    def inside_clusters(self, clusters: Tensor) -> Tensor:
+        """Tokens of some clusters, int64, ascending: numbered through in the order of the store."""
         clusters = clusters.sort().values
-        tokens = ranges(self._starts[clusters], self._stops[clusters])
+        return ranges(self._starts[clusters], self._stops[clusters])
+
+    def rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [n, D] of tokens numbered so, ascending."""
         edges = torch.searchsorted(tokens, self._bounds).tolist()
         keys, values = [], []
         for number, segment in enumerate(self._segments):
@@ -120,7 +123,7 @@ class _Level:
 
 
 def _block(
-    q: Tensor, lse: Tensor, index: _Index, rules: Blocks, scale: float
+    q: Tensor, lse: Tensor, index: HeadIndex, rules: Blocks, scale: float
 ) -> tuple[Tensor, Tensor]:
     """q [R, D] of one KV head and one block: out [R, D] and lse [R], float32."""
     scaled = q.float() * scale
@@ -139,7 +142,7 @@ def _block(
     z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
     order = torch.argsort(_shares(near, z), descending=True)
     chosen = order[sizes[order].cumsum(0) <= rules.retrieved * index.tokens]
-    k, v = (rows[None].to(q.dtype) for rows in index.rows(inside[chosen]))
+    k, v = (rows[None].to(q.dtype) for rows in index.rows(index.inside_clusters(inside[chosen])))
     exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     near[:, chosen] = 0
     _shares(coarse, z)

@@ -65,6 +65,9 @@ class DenseCache:
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
 
+    def read_from(self) -> None:
+        """Not known."""
+
     def statistics(self) -> CacheStatistics:
         return CacheStatistics(
             kind="dense",
@@ -133,6 +136,9 @@ class RingCache:
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
+
+    def read_from(self) -> None:
+        """Not known."""
 
     def statistics(self) -> CacheStatistics:
         held = () if self._held is None else self._held

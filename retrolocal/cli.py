@@ -330,5 +330,10 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
         help="leave the mouse to the terminal",
     )
     group.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    group.add_argument(
+        "--sources",
+        action="store_true",
+        help="print the passages that the answer was read from (--json always has them)",
+    )
     group.add_argument("-st", "--single-turn", action="store_true", help="leave after one answer")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")

@@ -28,6 +28,7 @@ class ContextCache(SteppedCache, Protocol):
     def load(
         self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
     ) -> None: ...
+    def read_from(self) -> Tensor | None: ...
     def statistics(self) -> CacheStatistics: ...
     def reset_statistics(self) -> None: ...
 
@@ -157,6 +158,17 @@ class Context:
         self.tokens += max(0, len(drawn) - 1)
         self.dialogue += text
         self.waiting = () if ended else tuple(drawn[-1:])
+
+    def read_from(self, layers: int) -> Tensor | None:
+        """The mean share of the attention that each token got in the reply, float32 [tokens].
+
+        From so many layers that know it, evenly spaced; None where none does.
+        """
+        knowing = [cache for cache in self.caches if cache.statistics().kind != "window"]
+        spaced = knowing[:: max(1, len(knowing) // layers)]
+        found = [shares for cache in spaced if (shares := cache.read_from()) is not None]
+        shortest = min(map(len, found), default=0)
+        return torch.stack([shares[:shortest] for shares in found]).mean(0) if found else None
 
     def here(self) -> Mark:
         snapshots = tuple(cache.snapshot() for cache in self.caches)

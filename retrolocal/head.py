@@ -24,7 +24,7 @@ class Head:
     opening: str = ""
     """What the template puts before the documents."""
     places: TokenMap = field(default_factory=lambda: TokenMap(()))
-    """Where the tokens come from, unless the library knows."""
+    """Where the tokens come from."""
     kept: bool = False
     """Whether the library has it."""
 
@@ -49,10 +49,10 @@ class Heads:
 
     def _made(self, documents: tuple[Document, ...]) -> Head:
         asked = Conversation(documents, None, (Message("user", "?"),))
-        if self._shelf is None or not documents:
-            return Head(documents, self._prompter.head_ids(asked))
-        known = self._shelf.ids(documents)
+        if not documents:
+            return Head(documents, [])
+        known = None if self._shelf is None else self._shelf.head(documents)
         if known is not None:
-            return Head(documents, known, kept=True)
+            return Head(documents, known[0], places=known[1], kept=True)
         ids, places = self._prompter.head_places(asked)
         return Head(documents, ids, self._prompter.opening(asked), places)

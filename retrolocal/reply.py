@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .config import SamplingConfig
 from .errors import UsageError
 from .generate import Piece, Progress, StopReason
+from .sources import Source
 from .statistics import CacheStatistics
 
 
@@ -25,6 +26,8 @@ class Reply:
     generated_tokens: int
     generate_seconds: float
     cache: CacheStatistics
+    sources: tuple[Source, ...] = ()
+    """The passages of the documents that it was read from."""
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -48,6 +48,7 @@ from .reply import Event as Event
 from .reply import Reply as Reply
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
+from .sources import Source, passages
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.zones import piece_end
@@ -86,6 +87,10 @@ def load(
         offline=offline,
     )
     return Session.open(str(model), config)
+
+
+SOURCE_LAYERS = 8
+"""Layers that are asked what an answer was read from."""
 
 
 class Session:
@@ -403,7 +408,15 @@ class Session:
             generated_tokens=end.tokens,
             generate_seconds=time.monotonic() - began - prefill_seconds,
             cache=combine(cache.statistics() for cache in context.caches),
+            sources=self._sources(context, conversation.documents),
         )
+
+    def _sources(self, context: Context, documents: Sequence[Document]) -> tuple[Source, ...]:
+        shares = context.read_from(SOURCE_LAYERS) if documents else None
+        if shares is None:
+            return ()
+        places = self._heads.of(documents).places
+        return passages(shares.numpy(), places, documents, skip=self.config.wave.sink_tokens)
 
     def _stream(
         self,

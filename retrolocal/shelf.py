@@ -19,6 +19,7 @@ from .context import Context
 from .errors import DamagedError, DataError, LibraryError
 from .generate import Progress
 from .ingest import Document, Options, Unread, open_document
+from .ingest.token_map import TokenMap
 from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
 
 
@@ -45,8 +46,8 @@ class Shelf:
         self._wanted = replace(identity, prefill=None) if any_prefill else identity
         self._entries: dict[tuple[FileId, ...], Entry] = {}
 
-    def ids(self, documents: Sequence[Document]) -> list[int] | None:
-        """Token ids of the head with these documents if the library has it.
+    def head(self, documents: Sequence[Document]) -> tuple[list[int], TokenMap] | None:
+        """Token ids of the head with these documents and their places, if the library has it.
 
         Raises IdentityError for a corpus that was read with another model or other settings.
         """
@@ -54,8 +55,7 @@ class Shelf:
         if entry is None:
             return None
         parts = [part.token_ids() for part in (*entry.segments(), entry.tail)]
-        ids: list[int] = torch.cat(parts).tolist()
-        return ids
+        return torch.cat(parts).tolist(), TokenMap(documents, entry.page_map)
 
     def read(
         self,

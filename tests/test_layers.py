@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},

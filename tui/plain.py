@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
@@ -77,6 +78,7 @@ class _Chat:
     ) -> None:
         self._session = session
         self._json: bool = arguments.json
+        self._sources: bool = arguments.sources and not arguments.json
         self._screen = screen
         self._options = AskOptions(
             max_new_tokens=arguments.predict,
@@ -127,6 +129,9 @@ class _Chat:
             print(json.dumps(reply_facts(self._session, reply), ensure_ascii=False), flush=True)
         else:
             print(flush=True)
+        if self._sources:
+            for line in source_lines(reply):
+                print(line, flush=True)
         for line in figures(self._session, reply):
             self._screen.say(line)
         return 130 if reply.stop_reason == "interrupted" else 0
@@ -171,7 +176,18 @@ def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
             "index_bytes": cache.index_bytes,
             "bytes_per_step": round(cache.bytes_per_step),
         },
+        "sources": [asdict(source) for source in reply.sources],
     }
+
+
+def source_lines(reply: Reply) -> list[str]:
+    """What --sources prints under an answer."""
+    lines = ["", "read from:"] if reply.sources else []
+    for number, source in enumerate(reply.sources, start=1):
+        where = source.document if source.page is None else f"{source.document}, page {source.page}"
+        text = " ".join(source.text.split())
+        lines.append(f"[{number}] {where} ({100 * source.mass:.1f} % of the attention): {text}")
+    return lines
 
 
 def figures(session: Session, reply: Reply) -> list[str]:

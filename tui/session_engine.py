@@ -28,6 +28,7 @@ from .engine import (
     Meter,
     NeedsDownload,
     Opened,
+    Source,
     Turn,
     Wrote,
 )
@@ -301,4 +302,15 @@ def _answer(reply: Reply) -> Answer:
         generated_tokens=reply.generated_tokens,
         generate_seconds=reply.generate_seconds,
         tokens_per_second=reply.decode_tokens_per_second,
+        sources=tuple(
+            Source(
+                document=source.document,
+                page=source.page,
+                start=source.start,
+                end=source.end,
+                text=source.text,
+                mass=source.mass,
+            )
+            for source in reply.sources
+        ),
     )

@@ -14,6 +14,7 @@ from statistics import fmean
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import WaveConfig
@@ -26,9 +27,12 @@ from .background import Job, Plan
 from .clustering import cluster_segment
 from .index import WaveIndex
 from .prefill import prefill_attention
+from .read_from import clustered_shares, dense_shares
 from .store import BlockStore, RamStore
 from .zones import next_growth, next_segment, pending
 
+ASKED = 32
+"""Steps whose queries are kept to say what was read."""
 PERMUTATION = "permutation"
 """Name of a saved segment's permutation beside its other tensors."""
 
@@ -102,6 +106,7 @@ class WaveCache:
         """K and V [Hkv, N, D] as they came, of segments that a living snapshot may reopen."""
         self._job: Job | None = None
         self._steps = Steps()
+        self._asked: list[Tensor] = []
 
     @property
     def tokens(self) -> int:
@@ -193,8 +198,23 @@ class WaveCache:
         self._tokens = tokens
 
     def reset_statistics(self) -> None:
-        """Starts the means over steps anew."""
+        """Starts the means over steps anew; the last query of the prompt is the first asked."""
         self._steps = Steps()
+        del self._asked[:-1]
+
+    def read_from(self) -> Tensor | None:
+        """The mean share of the attention that each position got since the last reset.
+
+        float32 [tokens], 0 in the steady zone; of the first steps, see `ASKED`.
+        """
+        if not self._asked:
+            return None
+        queries, keys = torch.stack(self._asked), self._steady.view()[0]
+        if not self._index.segments:
+            return dense_shares(queries, keys)
+        shares = clustered_shares(queries, keys, self._index.segments, self._permutations)
+        sinks = self._config.sink_tokens
+        return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
 
     def statistics(self) -> CacheStatistics:
         steps, count = self._steps, max(1, self._steps.count)
@@ -220,6 +240,8 @@ class WaveCache:
         self._steady.append(k, v)
         self._tokens += 1
         self._steps.count += 1
+        if len(self._asked) < ASKED:
+            self._asked.append(q[:, 0].clone())
         if len(self._index.segments) == 0:
             out, _ = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
             self._steps.mass_exact += 1.0
@@ -234,6 +256,7 @@ class WaveCache:
 
     def _answer(self, q: Tensor) -> Tensor:
         """The last Tq tokens over everything held: [Hq, Tq, D]."""
+        self._asked = [q[:, -1].clone()]
         scale, indexed = q.shape[2] ** -0.5, len(self._index.segments) > 0
         through_index = indexed and self._tokens >= self._lengths.prefill()
         if through_index and q.shape[1] == 1:
