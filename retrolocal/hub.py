@@ -104,7 +104,7 @@ def missing_bytes(name: str, *, revision: str | None = None, offline: bool = Fal
             )
         except errors.DryRunError as error:
             raise error.__cause__ or error from error
-        return sum(file.file_size for file in files if file.will_download)
+        return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def cache_folder() -> Path:

@@ -21,6 +21,6 @@ class Palette(CommandPalette):
         entries = self.query_one(CommandList)
         with suppress(KeyError, IndexError):
             if step > 0:
-                entries.action_page_down()
+                entries.action_page_down()  # type: ignore[no-untyped-call]
             else:
-                entries.action_page_up()
+                entries.action_page_up()  # type: ignore[no-untyped-call]
