@@ -171,11 +171,8 @@ class ChatScreen(Screen[None]):
 
     def show_turns(self, turns: Sequence[Turn]) -> None:
         """Shows another conversation."""
-        log = self.log_view
-        log.remove_children()
-        for turn in turns:
-            log.add(Question(turn.question), Answer(turn.answer))
-        log.follow()
+        views = [view for turn in turns for view in (Question(turn.question), Answer(turn.answer))]
+        self.log_view.show(views)
 
     def remove_from(self, question: Question) -> None:
         """Takes a question and everything after it off the screen."""
@@ -251,6 +248,7 @@ class ChatScreen(Screen[None]):
             self._live.finish(answer, _REMARKS.get(answer.stop_reason, ""))
         self._live = None
         self.panel.answered(answer)
+        self.log_view.fold()
         self.commands.keep()
 
     def unanswered(self, ticket: Ticket) -> None:

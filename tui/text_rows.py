@@ -7,6 +7,8 @@ one space or line feed it ends at.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from rich.cells import get_character_cell_size
@@ -74,7 +76,7 @@ class TextRows:
         return stops, following
 
 
-def _cell_widths(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.int8]:
+def _cell_widths(codes: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
     """Cells of each character: 1 for most, looked up once per kind of the others."""
     widths = np.ones(len(codes), dtype=np.int8)
     odd = np.flatnonzero((codes >= 0x300) | (codes == 0x0A))
