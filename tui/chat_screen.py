@@ -126,7 +126,8 @@ class ChatScreen(Screen[None]):
         for note in self._settings.notes:
             self.note(note)
         self._show_title()
-        self.desk.start()
+        # What the engine imports would be waited for by the first screen.
+        self.call_after_refresh(self.desk.start)
 
     @property
     def desk(self) -> Desk:
