@@ -114,8 +114,14 @@ class Answer(MessageView):
         return self.prose.source
 
     def append(self, piece: str) -> None:
+        width = self.content_size.width
+        before = len(self.prose.lines(width)) if width else 0
         self.prose.append(piece)
-        self.changed()
+        # Arranging hundreds of messages anew costs more than all the rest.
+        if width and len(self.prose.lines(width)) == before:
+            self.refresh()
+        else:
+            self.changed()
 
     def finish(self, answer: FinishedAnswer | None, remark: str = "") -> None:
         """No more text comes; `remark` says so where that was not the model's decision."""

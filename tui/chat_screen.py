@@ -126,7 +126,8 @@ class ChatScreen(Screen[None]):
         for note in self._settings.notes:
             self.note(note)
         self._show_title()
-        self.desk.start()
+        # What the engine imports would be waited for by the first screen.
+        self.call_after_refresh(self.desk.start)
 
     @property
     def desk(self) -> Desk:
@@ -171,11 +172,8 @@ class ChatScreen(Screen[None]):
 
     def show_turns(self, turns: Sequence[Turn]) -> None:
         """Shows another conversation."""
-        log = self.log_view
-        log.remove_children()
-        for turn in turns:
-            log.add(Question(turn.question), Answer(turn.answer))
-        log.follow()
+        views = [view for turn in turns for view in (Question(turn.question), Answer(turn.answer))]
+        self.log_view.show(views)
 
     def remove_from(self, question: Question) -> None:
         """Takes a question and everything after it off the screen."""
@@ -251,6 +249,7 @@ class ChatScreen(Screen[None]):
             self._live.finish(answer, _REMARKS.get(answer.stop_reason, ""))
         self._live = None
         self.panel.answered(answer)
+        self.log_view.fold()
         self.commands.keep()
 
     def unanswered(self, ticket: Ticket) -> None:

@@ -27,6 +27,8 @@ class LibraryPanel(Static):
         self._tokens: int | None = None
         self._reading: tuple[int, int] | None = None
         self._sign = "○"
+        self._shown = -1
+        """Lines on the screen."""
 
     def on_mount(self) -> None:
         self._draw()
@@ -50,7 +52,9 @@ class LibraryPanel(Static):
             self._draw()
 
     def _draw(self) -> None:
-        self.update(Content("\n").join(self.lines()))
+        lines = self.lines()
+        self.update(Content("\n").join(lines), layout=len(lines) != self._shown)
+        self._shown = len(lines)
 
     def lines(self) -> list[Content]:
         """What the panel says."""

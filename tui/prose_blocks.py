@@ -221,7 +221,8 @@ def _column_widths(wanted: Sequence[int], room: int) -> list[int]:
 
 def _table_row(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
     cells = [
-        row[column].wrap(width) if column < len(row) else [] for column, width in enumerate(widths)
+        _cell(row[column], width) if column < len(row) else []
+        for column, width in enumerate(widths)
     ]
     height = max(1, *(len(cell) for cell in cells)) if cells else 1
     bar = Content.styled(" │ ", MARGIN)
@@ -232,6 +233,11 @@ def _table_row(row: Sequence[Content], widths: Sequence[int]) -> list[Content]:
         )
         for line in range(height)
     ]
+
+
+def _cell(content: Content, width: int) -> list[Content]:
+    fits = content.cell_length <= width and "\n" not in content.plain
+    return [content] if fits else content.wrap(width)
 
 
 def _padded(content: Content, width: int) -> Content:

@@ -43,7 +43,7 @@ class StatusBar(Static):
         """Draws the state of this moment."""
         if self._timer is not None:
             (self._timer.resume if self._activity.busy else self._timer.pause)()
-        self.update(self.content_for(max(10, self.size.width or 80)))
+        self.update(self.content_for(max(10, self.size.width or 80)), layout=False)
 
     def content_for(self, width: int) -> Content:
         """The line at a width: what is least needed goes first."""

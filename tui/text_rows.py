@@ -7,6 +7,8 @@ one space or line feed it ends at.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from rich.cells import get_character_cell_size
@@ -18,18 +20,27 @@ class TextRows:
     """The rows of one text; `at_width` gives them for a width."""
 
     def __init__(self, text: str) -> None:
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        plain = text.isascii()
+        codes = np.frombuffer(
+            text.encode("ascii" if plain else "utf-32-le", "surrogatepass"),
+            dtype=np.uint8 if plain else np.uint32,
+        )
         self._length = len(codes)
-        cells = _cell_widths(codes)
-        # ends[i]: cells from the beginning of the text to behind character i - 1.
-        self._ends = np.zeros(self._length + 1, dtype=np.int64)
-        np.cumsum(cells, out=self._ends[1:])
+        # ends[i]: cells from the beginning of the text to behind character i - 1; in plain
+        # ASCII that is i (what a line feed takes is never asked).
+        self._ends: npt.NDArray[np.int32] | None = None
+        if not plain:
+            self._ends = np.zeros(self._length + 1, dtype=np.int32)
+            np.cumsum(_cell_widths(codes), out=self._ends[1:])
         breaks = np.flatnonzero(codes == 0x0A)
         self._line_starts = np.concatenate(([0], breaks + 1)).astype(np.int64)
         self._line_ends = np.concatenate((breaks, [self._length])).astype(np.int64)
-        spaces = np.where(codes == 0x20, np.arange(self._length), -1)
         # last_space[i]: the last space at or before character i.
-        self._last_space = np.maximum.accumulate(spaces) if self._length else spaces
+        self._last_space = np.full(self._length, -1, dtype=np.int32)
+        spaces = np.flatnonzero(codes == 0x20)
+        self._last_space[spaces] = spaces
+        if self._length:
+            np.maximum.accumulate(self._last_space, out=self._last_space)
 
     def at_width(self, width: int) -> tuple[Offsets, Offsets]:
         """First characters and ends of all rows of at most `width` cells, int64 [rows] each."""
@@ -49,7 +60,10 @@ class TextRows:
     def _row_ends(self, starts: Offsets, ends: Offsets, width: int) -> tuple[Offsets, Offsets]:
         """Where each row ends, and where the next one of the same line begins."""
         # The last place up to which the cells fit; at least one character always does.
-        fits = np.searchsorted(self._ends, self._ends[starts] + width, side="right") - 1
+        if self._ends is None:
+            fits = starts + width
+        else:
+            fits = np.searchsorted(self._ends, self._ends[starts] + width, side="right") - 1
         fits = np.minimum(np.maximum(fits, np.minimum(starts + 1, ends)), ends)
         stops, following = fits.copy(), fits.copy()
         cut = np.flatnonzero(fits < ends)
@@ -62,7 +76,7 @@ class TextRows:
         return stops, following
 
 
-def _cell_widths(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.int8]:
+def _cell_widths(codes: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
     """Cells of each character: 1 for most, looked up once per kind of the others."""
     widths = np.ones(len(codes), dtype=np.int8)
     odd = np.flatnonzero((codes >= 0x300) | (codes == 0x0A))

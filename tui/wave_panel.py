@@ -31,6 +31,8 @@ class WavePanel(Static):
         self._rates: deque[float] = deque(maxlen=REMEMBERED)
         self._hits: deque[float] = deque(maxlen=REMEMBERED)
         self._rate = 0.0
+        self._shown = -1
+        """Lines on the screen."""
 
     def on_mount(self) -> None:
         self._draw()
@@ -54,7 +56,9 @@ class WavePanel(Static):
         self._draw()
 
     def _draw(self) -> None:
-        self.update(Content("\n").join(self.lines()))
+        lines = self.lines()
+        self.update(Content("\n").join(lines), layout=len(lines) != self._shown)
+        self._shown = len(lines)
 
     def lines(self) -> list[Content]:
         """What the panel says."""

@@ -388,6 +388,33 @@ def test_without_passages_f3_shows_the_documents_one_after_another(state: Path) 
     play(scene, state=state, documents=documents())
 
 
+def test_a_long_conversation_is_few_widgets_and_looks_the_same(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        for number in range(25):
+            await stage.answered(f"question {number}", f"- answer {number}\n- [/x]")
+        log = stage.chat.log_view
+        assert len(log.children) < 45
+        assert [answer.text for answer in log.answers][3] == "- answer 3\n- [/x]"
+        assert len(log.questions) == 25
+        height = log.virtual_size.height
+        log.scroll_home(animate=False)
+        await stage.pilot.pause()
+        assert "question 0" in stage.text()
+        assert "• answer 1" in stage.text()
+        await command(stage, "/copy 25")
+        await stage.until(lambda: copied(state).startswith("- answer 0"))
+        stage.chat.show_turns(stage.chat.desk.turns)
+        await stage.pilot.pause()
+        remarks = 25
+        assert log.virtual_size.height == height - remarks
+        assert "answer 24" in stage.text()
+        await stage.pilot.press(*["alt+up"] * 60)
+        assert stage.chat.focused is not None
+
+    play(scene, state=state)
+
+
 def test_completion_of_commands_and_paths(state: Path) -> None:
     folder = state.parent / "books"
     (folder / "deep").mkdir(parents=True)
