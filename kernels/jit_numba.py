@@ -37,10 +37,15 @@ def _cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with fast mathematics and a cache in the user's directory."""
+def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with fast mathematics and a cache in the user's directory.
+
+    Only an `entry` can be called from Python: what the others would need for that takes as long to
+    compile as they do.
+    """
     folder = _cache_folder()
-    options["cache"] = folder is not None
+    options = {"cache": folder is not None, "no_cpython_wrapper": not entry}
+    options["no_cfunc_wrapper"] = True
     # No NaN or infinity promises: empty clusters weigh -inf.
     fast = {"reassoc", "contract", "arcp", "nsz", "afn"}
 

@@ -354,7 +354,7 @@ def attend(w, kind, stored, task):
     i8(w, PART_BYTES)[0, task] = rows_read * width + sums_read * w[DIM] * kind.itemsize
 
 
-@jit()
+@jit(entry=True)
 def merge_parts(w, kind, stored, kept, start, stop, stride):
     """Pass 6: the parts together, and the bytes read."""
     count, parts, z = w[GROUP], w[PARTS], f4(w, Z)

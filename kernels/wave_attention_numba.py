@@ -73,7 +73,7 @@ from .wave_words_numba import (
 )
 
 
-@jit()
+@jit(entry=True)
 def _first(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
         h, number = task // (w[SEGMENTS] + w[PARTS]), task % (w[SEGMENTS] + w[PARTS])
@@ -83,31 +83,31 @@ def _first(w, kind, stored, kept, start, stop, stride):
             attend_steady(w, kept, h * w[PARTS] + number - w[SEGMENTS])
 
 
-@jit()
+@jit(entry=True)
 def _find(w, kind, stored, kept, start, stop, stride):
     for h in range(start, stop, stride):
         find(w, h)
 
 
-@jit()
+@jit(entry=True)
 def _score_found(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
         score_found(w, kind, task)
 
 
-@jit()
+@jit(entry=True)
 def _choose(w, kind, stored, kept, start, stop, stride):
     for h in range(start, stop, stride):
         choose(w, h)
 
 
-@jit()
+@jit(entry=True)
 def _attend(w, kind, stored, kept, start, stop, stride):
     for task in range(start, stop, stride):
         attend(w, kind, stored, task)
 
 
-@jit()
+@jit(entry=True)
 def _all(w, kind, stored, kept, first, last):
     """All passes for KV heads first ... last - 1, then what other threads have not begun."""
     heads, parts = w[KV_HEADS], w[PARTS]

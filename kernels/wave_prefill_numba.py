@@ -17,7 +17,7 @@ ROWS = 16
 """Rows that share a sum over columns."""
 
 
-@jit()
+@jit(entry=True)
 def _log_masses(scores, norms, log_sizes, spreads, lse, start, stop):
     ones = np.ones(scores.shape[1], np.float32)
     for r in range(start, stop):
@@ -30,7 +30,7 @@ def _log_masses(scores, norms, log_sizes, spreads, lse, start, stop):
         lse[r] = top + np.log(total + exp(lse[r] - top))
 
 
-@jit()
+@jit(entry=True)
 def _shares(masses, z, sums, start, stop):
     for r in range(start, stop):
         row, total, shift = masses[r], sums[r // ROWS], z[r]

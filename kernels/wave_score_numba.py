@@ -266,7 +266,7 @@ def _descend(w, h, wanted, everything):
     return everything
 
 
-@jit()
+@jit(entry=True)
 def prepare(w, stored):
     """Before all passes: queries times scale as float32, and the squares of their lengths.
 
