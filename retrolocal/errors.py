@@ -11,6 +11,7 @@
     ├── DocumentError        a file that cannot be read as text
     ├── ContextError         more tokens than the model has positions for
     ├── MemoryLimitError     more bytes than the machine has free
+    ├── StoreError           clustered keys and values that cannot be read back
     └── Interrupted          the user stopped the work (exit code 130)
 
 A message is one line: what happened, the value, what to do.
@@ -62,6 +63,10 @@ class ContextError(RetrolocalError):
 
 
 class MemoryLimitError(RetrolocalError):
+    pass
+
+
+class StoreError(RetrolocalError):
     pass
 
 
