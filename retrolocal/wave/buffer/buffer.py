@@ -286,24 +286,20 @@ class WaveBuffer:
         """Slots for clusters that have none, as far as there are any; a read is under way."""
         if len(keys):
             self._catch_up()
-        own.keys, own.slots, own.begun = keys, np.full(len(keys), NONE, np.int64), True
         self._loading += 1
-        for i, length in enumerate(self.table.lengths(keys).tolist()):
-            own.slots[i] = self._cache.claim(int(keys[i]), length)
+        own.begun = True
+        own.keys, own.slots = keys, self._cache.claim(keys, self.table.lengths(keys))
 
     def _read(self, own: _Reading, places: Ints) -> None:
-        self.table.announce(own.keys)
-        for key, place in zip(own.keys.tolist(), places.tolist(), strict=True):
-            self.table.read(key, place)
-            own.done += 1
+        for done in self.table.read(own.keys, places):
+            own.done = done
 
     def _end(self, own: _Reading, failure: BaseException | None = None) -> None:
         """Makes slots that were filled READY and the others free; keeps a thread's failure."""
         with self._changed:
             full, lost = own.slots[: own.done], own.slots[own.done :]
             self._cache.publish(full[full != NONE])
-            for slot in lost[lost != NONE].tolist():
-                self._cache.abandon(slot)
+            self._cache.abandon(lost[lost != NONE])
             self._loading -= own.begun
             own.begun = False
             self._failure = self._failure or failure

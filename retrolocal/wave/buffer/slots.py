@@ -129,19 +129,21 @@ class BlockCache:
         """Where each slot begins; of no meaning for `NONE`."""
         return self._starts[slots] + self._arena.data_ptr()
 
-    def claim(self, key: int, length: int) -> int:
-        """A slot, from now on LOADING, for a cluster that has none; `NONE` if all are in use."""
-        number = int(np.searchsorted(self._lengths, length))
-        if number == len(self._lengths):
-            return NONE
-        free = self._free[number]
-        if not free:
-            self._evict(number, 1)
-        if not free:
-            return NONE
-        slot = free.pop()
-        self._slot_of[key], self._key_of[slot] = slot, key
-        return slot
+    def claim(self, keys: Ints, lengths: Ints) -> Slots:
+        """Slots, from now on LOADING, for clusters that have none; `NONE` where all are in use."""
+        numbers = np.searchsorted(self._lengths, lengths)
+        wanted = np.bincount(numbers, minlength=len(self._free)).tolist()
+        for number, free in enumerate(self._free):
+            if wanted[number] > len(free):
+                self._evict(number, wanted[number] - len(free))
+        taken = [
+            self._free[n].pop() if n < len(self._free) and self._free[n] else NONE
+            for n in numbers.tolist()
+        ]
+        slots = np.array(taken, np.int64)
+        homed = slots != NONE
+        self._slot_of[keys[homed]], self._key_of[slots[homed]] = slots[homed], keys[homed]
+        return slots
 
     def publish(self, slots: Slots) -> None:
         """These LOADING slots have all their bytes."""
@@ -149,18 +151,17 @@ class BlockCache:
         for number, inside in self._by_class(slots):
             self._policies[number].admit(inside)
 
-    def abandon(self, slot: int) -> None:
-        """A LOADING slot will not be filled; it is free at once."""
-        self._slot_of[self._key_of[slot]] = NONE
-        self._key_of[slot] = NONE
-        self._free[self._class(slot)].append(slot)
+    def abandon(self, slots: Slots) -> None:
+        """These LOADING slots will not be filled; they are free at once."""
+        for number, inside in self._by_class(slots):
+            self._release(number, inside)
 
     def pin(self, slots: Slots) -> None:
-        """Until unpinned as often, these slots keep what they hold or will hold."""
-        np.add.at(self._pins, slots, 1)
+        """Until unpinned as often, these slots, all different, keep what they hold or will hold."""
+        self._pins[slots] += 1
 
     def unpin(self, slots: Slots) -> None:
-        np.subtract.at(self._pins, slots, 1)
+        self._pins[slots] -= 1
 
     def touch(self, slots: Slots) -> None:
         """These slots were used; those that are not READY any more are left out."""
@@ -182,23 +183,21 @@ class BlockCache:
         assert self._ready[slots].all(), "what is to be forgotten is still being read"
         for number, inside in self._by_class(slots):
             self._policies[number].discard(inside)
-        self._release(slots)
+            self._release(number, inside)
 
     def _evict(self, number: int, count: int) -> None:
         first, stop = self._first[number : number + 2]
         victims = self._policies[number].evict(count, self._pins[first:stop] > 0)
         self.evicted += len(victims)
-        self._release(victims + first)
+        self._release(number, victims)
 
-    def _release(self, slots: Slots) -> None:
+    def _release(self, number: int, inside: Slots) -> None:
+        """Slots of one class, numbered within it, hold nothing from now on."""
+        slots = inside + self._first[number]
         self._slot_of[self._key_of[slots]] = NONE
         self._key_of[slots] = NONE
         self._ready[slots] = False
-        for slot in slots.tolist():
-            self._free[self._class(slot)].append(slot)
-
-    def _class(self, slot: int) -> int:
-        return int(np.searchsorted(self._first, slot, side="right")) - 1
+        self._free[number].extend(slots.tolist())
 
     def _by_class(self, slots: Slots) -> list[tuple[int, Slots]]:
         """The slots of each class that has some, numbered within it, in the order given."""

@@ -7,6 +7,7 @@ counts the keys of all segments before. Segments are appended and never change.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,19 +89,20 @@ class ClusterTable:
         lengths: Ints = self._spans[: self.keys, 1][far]
         return lengths
 
-    def announce(self, keys: Ints) -> None:
-        """These will be read soon."""
+    def read(self, keys: Ints, addresses: Ints) -> Iterator[int]:
+        """Announces clusters, then copies each to its address, which has room for it.
+
+        Counts as it goes: 1, 2, ... Raises StoreError for what cannot be read.
+        """
         segments = self._segments(keys)
         for segment in np.unique(segments).tolist():
             spans = self._spans[keys[segments == segment]].tolist()
             self._sources[segment].announce([(offset, length) for offset, length in spans])
-
-    def read(self, key: int, address: int) -> None:
-        """Copies a cluster to an address with room for it; raises StoreError."""
-        segment = int(np.searchsorted(self._first, key, side="right")) - 1
-        offset, length = self._spans[key].tolist()
-        room = (ctypes.c_ubyte * length).from_address(address)
-        self._sources[segment].read(offset, memoryview(room).cast("B"))
+        rows = np.column_stack((segments, self._spans[keys], addresses)).tolist()
+        for done, (segment, offset, length, address) in enumerate(rows, start=1):
+            room = (ctypes.c_ubyte * length).from_address(address)
+            self._sources[segment].read(offset, memoryview(room).cast("B"))
+            yield done
 
     def _segments(self, keys: Ints) -> Ints:
         assert not len(keys) or (keys.min() >= 0 and keys.max() < self.keys), "no such cluster"

@@ -53,7 +53,7 @@ def test_no_room_is_no_cache() -> None:
     cache = BlockCache(slot_classes(np.array([TOKEN], np.int64), 0, TOKEN))
     cache.grow(1)
     assert (cache.slots, cache.bytes) == (0, 0)
-    assert cache.claim(0, TOKEN) == NONE
+    assert cache.claim(np.array([0]), np.array([TOKEN])).tolist() == [NONE]
     assert cache.lookup(np.zeros(1, np.int64)).tolist() == [NONE]
 
 
@@ -84,7 +84,7 @@ class Cache(RuleBasedStateMachine):
     def claim(self, key: int) -> None:
         if self.slot(key) != NONE:
             return
-        slot = self.cache.claim(key, self.lengths[key])
+        [slot] = self.cache.claim(np.array([key]), np.array([self.lengths[key]])).tolist()
         if slot == NONE:
             wanted = 0 if self.lengths[key] <= TOKEN else 1
             if self.lengths[key] <= 8 * TOKEN:
@@ -106,7 +106,7 @@ class Cache(RuleBasedStateMachine):
             self.cache.publish(np.array([slot], np.int64))
             self.held[key] = slot
         else:
-            self.cache.abandon(slot)
+            self.cache.abandon(np.array([slot], np.int64))
             assert self.slot(key) == NONE
 
     @precondition(lambda self: hasattr(self, "cache"))
