@@ -114,7 +114,7 @@ def buffer_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--readers",
         type=int,
-        default=4,
+        default=2,
         metavar="N",
         help="threads that read ahead (default: %(default)s)",
     )

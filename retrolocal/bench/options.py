@@ -96,7 +96,7 @@ class BufferOptions:
     """Sizes of the block cache whose hits are counted, percent of the store."""
     share: float = 10.0
     """Size of the block cache that is timed, percent of the store."""
-    readers: int = 4
+    readers: int = 2
     """Threads that read ahead."""
     foresight: float = 0.9
     """Cosine between a query and the guess of it that clusters are read ahead for."""

@@ -6,8 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-THREADS = 4
-"""Readers wait for the disk, not for a processor: more than there are cores is right."""
+THREADS = 2
+"""Blocks are announced by the chunk, so few keep a disk busy; more take time from compute."""
 QUEUE = 256
 """Jobs that may wait. What is predicted beyond that would come too late."""
 

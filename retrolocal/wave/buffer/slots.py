@@ -95,7 +95,8 @@ class BlockCache:
         self._key_of = np.full(len(ends), NONE, np.int64)
         self._ready = np.zeros(len(ends), np.bool_)
         self._pins = np.zeros(len(ends), np.int64)
-        self._arena = torch.empty(int(self._lengths @ counts), dtype=torch.uint8)
+        # Written once now: the first write to a page of memory takes longer than the copy.
+        self._arena = torch.empty(int(self._lengths @ counts), dtype=torch.uint8).zero_()
         self.evicted = 0
 
     @property

@@ -154,6 +154,6 @@ def require_inside(name: object, offset: int, length: int, bytes: int) -> None:
 
 
 def _advise(file: int, offset: int, length: int, advice: str) -> None:
-    # Not on macOS; it is advice, nothing depends on it but time.
+    # macOS has none; it is advice, nothing depends on it but time.
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, offset, length, getattr(os, advice))
