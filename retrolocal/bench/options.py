@@ -144,7 +144,7 @@ class BufferOptions:
             "matrix products of a layer of this shape (4 hidden^2 for attention, 8 for the MLP), "
             "`attention` nothing",
             f"read ahead during a step is what a guess of the next query, of cosine "
-            f"{self.foresight:g} to it, would retrieve",
+            f"{self.foresight:g} to it, would retrieve; how well a model's guess does is its own",
             "only the first reading of a block is one of the disk: the system keeps a copy",
         ]
 
