@@ -28,10 +28,11 @@ from ..config import WaveConfig
 from ..errors import DataError, StoreError, UsageError
 from ..measurement import Progress, Result
 from ..memory import MemoryEstimate, require
-from ..wave.buffer.buffer import BufferStatistics, WaveBuffer
+from ..wave.buffer.buffer import WaveBuffer
 from ..wave.buffer.policy import DEFAULT, POLICIES
 from ..wave.buffer.prefetch import Prefetcher
 from ..wave.buffer.source import BlockSource, FileSource, RamSource
+from ..wave.buffer.statistics import BufferStatistics
 from ..wave.buffer.table import Ints
 from ..wave.clustering import cluster_segment
 from ..wave.index import WaveIndex

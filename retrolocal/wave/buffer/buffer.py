@@ -14,7 +14,6 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import StoreError
@@ -22,6 +21,7 @@ from .policy import DEFAULT, PolicyName, Slots
 from .prefetch import Prefetcher
 from .slots import LINE, NONE, BlockCache, slot_classes
 from .source import BlockSource
+from .statistics import BufferStatistics
 from .table import ClusterTable, Ints
 
 CHUNK = 32
@@ -29,33 +29,6 @@ CHUNK = 32
 SPARE = 2
 """Pieces of memory of ended steps that are kept for others."""
 _NONE: Ints = np.zeros(0, np.int64)
-
-
-@dataclass(slots=True)
-class BufferStatistics:
-    """Sums since the buffer was made. A cluster of a memory that compute can read is no hit."""
-
-    hits: NDArray[np.int64]
-    """[H]: clusters that a fetch found in the block cache, complete."""
-    late: NDArray[np.int64]
-    """[H]: that a thread was still reading."""
-    misses: NDArray[np.int64]
-    """[H]: that the fetch had to read."""
-    homeless: int = 0
-    """Misses for which no slot could be freed."""
-    predicted: int = 0
-    """Clusters that threads have read ahead."""
-    foreseen: int = 0
-    """Those of them that a fetch has asked for."""
-    refused: int = 0
-    """Predicted clusters that were dropped: the queue was full, or no slot could be freed."""
-    stale: int = 0
-    """Predicted clusters dropped because the step they were for had come."""
-    evicted: int = 0
-    bytes_fetched: int = 0
-    """Read by fetches from the slow tier."""
-    bytes_ahead: int = 0
-    """Read by threads from the slow tier."""
 
 
 @dataclass(slots=True)
@@ -210,12 +183,12 @@ class WaveBuffer:
         with self._changed:
             keys = keys[self._cache.lookup(keys) == NONE]
             step = self._step
-        for start in range(0, len(keys), CHUNK):
-            job = functools.partial(self._bring_ahead, keys[start : start + CHUNK], step)
-            if not self._prefetcher.offer(job):
-                with self._changed:
-                    self._statistics.refused += len(keys) - start
-                return
+        chunks = [keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK)]
+        jobs = (functools.partial(self._bring_ahead, chunk, step) for chunk in chunks)
+        taken = self._prefetcher.offer(*jobs)
+        if taken < len(chunks):
+            with self._changed:
+                self._statistics.refused += sum(map(len, chunks[taken:]))
 
     def statistics(self) -> BufferStatistics:
         """As of now."""
@@ -288,6 +261,7 @@ class WaveBuffer:
             self._catch_up()
         self._loading += 1
         own.begun = True
+        assert len(np.unique(keys)) == len(keys), "a cluster was asked for twice"
         own.keys, own.slots = keys, self._cache.claim(keys, self.table.lengths(keys))
 
     def _read(self, own: _Reading, places: Ints) -> None:

@@ -20,9 +20,9 @@ class Prefetcher:
     *Who may call what.* `offer` and `close` may be called by any thread, jobs included; no call
     ever waits for a job but `close`, which therefore must not be called by a job.
 
-    *Order.* A job begins after the `offer` that brought it has returned True, and what the offering
-    thread did before is visible to it. Jobs begin in the order they were offered; with several
-    threads they end in any. Whatever a job shares with others it has to lock itself.
+    *Order.* What the offering thread did before `offer` is visible to the job. Jobs begin in the
+    order they were offered; with several threads they end in any. Whatever a job shares with
+    others it has to lock itself.
 
     *Failures.* A job that raises ends, its thread goes on. What it raised is kept, the first of
     several, and raised once by `close`; a job whose caller should hear earlier catches it itself,
@@ -46,14 +46,14 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
-    def offer(self, job: Job) -> bool:
-        """Whether there was room; never waits."""
+    def offer(self, *jobs: Job) -> int:
+        """How many of these, from the first on, there was room for; never waits."""
         with self._changed:
-            if self._closed or len(self._waiting) >= self._room:
-                return False
-            self._waiting.append(job)
-            self._changed.notify()
-            return True
+            room = 0 if self._closed else self._room - len(self._waiting)
+            taken = jobs[: max(0, room)]
+            self._waiting.extend(taken)
+            self._changed.notify(len(taken))
+            return len(taken)
 
     def close(self) -> None:
         """See the class; raises what a job raised."""

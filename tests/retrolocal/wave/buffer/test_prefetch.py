@@ -28,7 +28,7 @@ def test_a_full_queue_refuses() -> None:
     for _ in range(2):
         assert prefetcher.offer(lambda: (begun.release(), job(0))[1])
     assert all(begun.acquire(timeout=60) for _ in range(2))
-    assert [prefetcher.offer(lambda n=n: job(n)) for n in range(1, 6)] == [True] * 3 + [False] * 2
+    assert [prefetcher.offer(lambda n=n: job(n)) for n in range(1, 6)] == [1] * 3 + [0] * 2
     gate.set()
     until(lambda: len(done) == 5)
     assert sorted(done) == [0, 0, 1, 2, 3]
