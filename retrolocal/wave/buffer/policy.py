@@ -104,6 +104,7 @@ class Sieve:
     def discard(self, slots: Slots) -> None:
         self._order[self._place[slots]] = -1
         self._place[slots] = -1
+        self._move(self._hand)
 
     def _pass(self, start: int, count: int, pinned: Flags) -> Slots:
         """The hand goes from `start` until `count` slots are given up, at most to the newest."""
@@ -113,11 +114,16 @@ class Sieve:
         end = int(unused[-1]) + 1 if len(unused) else 0
         passed = open_[open_ < end] if len(unused) == count else open_
         self._used[window[passed]] = False
-        if end:
-            self._hand = start + end if start + end < self._length else 0
         victims = window[unused]
         self._place[victims], window[unused] = -1, -1
+        if end:
+            self._move(start + end)
         return victims
+
+    def _move(self, hand: int) -> None:
+        """To a place in the order; beyond the newest slot comes the oldest."""
+        beyond = not (self._order[hand : self._length] >= 0).any()
+        self._hand = 0 if beyond else hand
 
     def _close_gaps(self) -> None:
         held = np.flatnonzero(self._order[: self._length] >= 0)
@@ -126,8 +132,6 @@ class Sieve:
         self._length = len(slots)
         self._order[: len(slots)], self._order[len(slots) :] = slots, -1
         self._place[slots] = np.arange(len(slots))
-        if self._hand == self._length:
-            self._hand = 0
 
 
 def make_policy(name: PolicyName, slots: int) -> Policy:

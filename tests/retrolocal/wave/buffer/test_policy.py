@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrolocal.wave.buffer.policy import Lru, PolicyName, Sieve, make_policy
@@ -100,6 +100,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize(("kind", "model"), [(Lru, LruModel), (Sieve, SieveModel)], ids=str)
+@settings(deadline=None, max_examples=400)
 @given(steps=steps)
 def test_batches_do_what_single_slots_would(
     kind: type[Lru] | type[Sieve], model: type[Model], steps: list[tuple[object, ...]]

@@ -22,6 +22,7 @@ from retrolocal.wave.buffer.slots import (
 TOKEN = 256
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 90), min_size=1, max_size=400),
     st.floats(0.0, 3.0),

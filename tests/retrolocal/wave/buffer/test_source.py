@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrolocal.errors import StoreError
@@ -95,6 +95,7 @@ def test_memory_is_read_where_it_lies() -> None:
         source.read(99, memoryview(into))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40 * PAGE), st.integers(1, 3 * PAGE)), max_size=30))
 def test_neighbours_are_announced_as_one(spans: list[tuple[int, int]]) -> None:
     joined = merged(spans)
