@@ -251,21 +251,22 @@ def _rest_of_a_layer(queries: Tensor) -> Callable[[], object]:
 
 @contextmanager
 def _file(layer: _Layer, folder: Path, progress: Progress) -> Iterator[list[FileSource]]:
-    """The blocks of all segments in one file, which is gone afterwards whatever happens."""
+    """The blocks of all segments in one file that has no name any more: nothing is left behind."""
     progress(f"writing {layer.lengths.sum() / 2**20:,.0f} MiB to {folder}")
     with ExitStack() as stack:
+        sources, start = [], 0
         try:
-            made = tempfile.TemporaryDirectory(prefix="retrolocal-bench-", dir=folder)
-            path = Path(stack.enter_context(made)) / "blocks"
-            _write(layer.blocks, path)
+            with tempfile.TemporaryDirectory(prefix="retrolocal-bench-", dir=folder) as made:
+                path = Path(made) / "blocks"
+                _write(layer.blocks, path)
+                for block in layer.blocks:
+                    source = FileSource(path, start, block.numel())
+                    sources.append(stack.enter_context(closing(source)))
+                    start += block.numel()
         except OSError as error:
             raise StoreError(
                 f"{folder}: cannot be written ({error.strerror}); give --folder another"
             ) from None
-        sources, start = [], 0
-        for block in layer.blocks:
-            sources.append(stack.enter_context(closing(FileSource(path, start, block.numel()))))
-            start += block.numel()
         yield sources
 
 

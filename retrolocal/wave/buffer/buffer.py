@@ -317,10 +317,13 @@ class WaveBuffer:
 
     def _wait_for(self, keys: Ints, slots: Slots) -> None:
         """Until others have read these; raises what kept them from it."""
-        while not self._cache.ready(slots).all():
+        while True:
+            # First: what could not be read is lost, and its slot may be READY with another cluster.
             if (self._cache.lookup(keys) != slots).any():
                 self._raise_failure()
                 raise StoreError("a cluster that was being read could not be; ask again")
+            if self._cache.ready(slots).all():
+                return
             self._changed.wait()
 
     def _release(self, step: Fetched) -> None:

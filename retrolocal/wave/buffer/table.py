@@ -61,9 +61,10 @@ class ClusterTable:
         self._first = self._first[: segments + 1]
         self.keys = int(self._first[-1])
 
-    def first(self, segment: int) -> int:
-        """Key of cluster 0 of KV head 0 of a segment."""
-        return int(self._first[segment])
+    def keys_of(self, segments: Ints, heads: Ints, clusters: Ints) -> Ints:
+        """Keys of clusters of KV heads of segments, numbered from 0 each."""
+        keys: Ints = self._first[segments] + heads * self._clusters[segments] + clusters
+        return keys
 
     def lengths(self, keys: Ints) -> Ints:
         """Bytes of each."""

@@ -47,7 +47,8 @@ class Rig:
         return np.flatnonzero(held).tolist()
 
     def key(self, segment: int, head: int, cluster: int) -> int:
-        return self.buffer.table.first(segment) + head * CLUSTERS + cluster
+        numbers = (np.array([number]) for number in (segment, head, cluster))
+        return int(self.buffer.table.keys_of(*numbers)[0])
 
     def place(self, key: int) -> tuple[FakeSource, int]:
         """Source and offset of a cluster."""
@@ -246,6 +247,28 @@ def test_what_a_thread_cannot_read_is_raised_by_who_waits_for_it(rigs: type[Rig]
         rig.fetch([rig.keys[3]])
     opening.join()
     rig.close()
+
+
+def test_a_slot_that_went_to_another_is_not_taken_for_the_one_that_was_lost(
+    rigs: type[Rig],
+) -> None:
+    rig = rigs()
+    lost, other = np.array(rig.keys[3:4]), np.array(rig.keys[4:5])
+    with rig.fetch(other.tolist()) as step:
+        slots = rig.buffer._cache.lookup(other)
+        rig.buffer._wait_for(other, slots)
+        with pytest.raises(StoreError, match="could not be; ask again"):
+            rig.buffer._wait_for(lost, slots)
+        rig.check(other.tolist(), step)
+    rig.close()
+
+
+def test_keys_number_segments_heads_and_clusters() -> None:
+    table = Rig(segments=3).buffer.table
+    places = np.array([(s, h, c) for s in range(3) for h in range(HEADS) for c in range(CLUSTERS)])
+    keys = table.keys_of(*places.T)
+    assert keys.tolist() == list(range(table.keys))
+    assert table.heads(keys).tolist() == places[:, 1].tolist()
 
 
 def test_close_waits_for_reads_and_raises_what_failed(rigs: type[Rig]) -> None:
