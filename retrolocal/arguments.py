@@ -126,6 +126,14 @@ def numbers(text: str) -> tuple[int, ...]:
 numbers.__name__ = "list (N or N,N,...)"
 
 
+def fractions(text: str) -> tuple[float, ...]:
+    """`1,2.5` as numbers."""
+    return tuple(float(word) for word in text.split(","))
+
+
+fractions.__name__ = "list (N or N,N,...)"
+
+
 def names(text: str) -> tuple[str, ...]:
     """`dense,wave` as words."""
     return tuple(text.split(","))

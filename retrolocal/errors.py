@@ -16,6 +16,7 @@
     │   ├── IdentityError    what is stored was made with another model or other settings
     │   ├── LockedError      another process is at work in it
     │   └── SpaceError       the disk has too little room
+    ├── StoreError           clustered keys and values that cannot be read back
     └── Interrupted          the user stopped the work (exit code 130)
 
 A message is one line: what happened, the value, what to do.
@@ -87,6 +88,10 @@ class LockedError(LibraryError):
 
 
 class SpaceError(LibraryError):
+    pass
+
+
+class StoreError(RetrolocalError):
     pass
 
 

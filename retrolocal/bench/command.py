@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..arguments import command_parser, names, numbers
+from ..arguments import command_parser, fractions, names, numbers
 from ..config import SessionConfig, WaveConfig
 from ..errors import UsageError
 from ..measurement import Measurement, common_options, facts_and_table, run_one_of
@@ -19,7 +20,7 @@ from ..shared_options import (
     wave_config,
     wave_options,
 )
-from .options import AttentionOptions, SpeedOptions
+from .options import AttentionOptions, BufferOptions, SpeedOptions
 from .table import speed_table
 
 CLOSING = "Time generation after 128K tokens:  retrolocal bench decode -d 131072 --cache dense,wave"
@@ -85,16 +86,82 @@ def prefill_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def buffer_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal bench buffer",
+        "retrolocal bench buffer [options]",
+        "Times decode steps of one layer whose keys and values lie in a file, behind a block cache "
+        "and threads that read ahead, against steps that have them in RAM; counts the hits of "
+        "block caches of several sizes. It needs no model.",
+    )
+    _data_options(parser.add_argument_group("data"), steps=64)
+    group = parser.add_argument_group("wave buffer")
+    group.add_argument(
+        "--shares",
+        type=fractions,
+        default="1,2,5,10,20",
+        metavar="P[,P...]",
+        help="sizes of the block cache whose hits are counted, percent of the store "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--share",
+        type=float,
+        default=10.0,
+        metavar="P",
+        help="size of the block cache that is timed (default: %(default)s)",
+    )
+    group.add_argument(
+        "--readers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="threads that read ahead (default: %(default)s)",
+    )
+    group.add_argument(
+        "--foresight",
+        type=float,
+        default=0.9,
+        metavar="C",
+        help="cosine between a query and the guess that is read ahead for (default: %(default)s)",
+    )
+    group.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="where the file is made, and removed again (default: the system's temporary folder)",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="R",
+        help="timed passes over all steps (default: %(default)s)",
+    )
+    common_options(group)
+    return parser
+
+
+def buffer_options(arguments: argparse.Namespace) -> BufferOptions:
+    """Raises UsageError for what contradicts itself."""
+    return BufferOptions(
+        tokens=arguments.tokens,
+        data=None if arguments.data is None else Path(arguments.data),
+        steps=arguments.steps,
+        shares=arguments.shares,
+        share=arguments.share,
+        readers=arguments.readers,
+        foresight=arguments.foresight,
+        folder=None if arguments.folder is None else Path(arguments.folder),
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        seed=arguments.seed,
+        **_given_shape(arguments),
+    )
+
+
 def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     """Raises UsageError for what contradicts itself."""
-    given = {
-        name: value
-        for name in ("q_heads", "kv_heads", "head_dim", "gain")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if arguments.data is not None and given:
-        flag = next(iter(given)).replace("_", "-")
-        raise UsageError(f"--data and --{flag} were both given; recorded data has its own")
     return AttentionOptions(
         tokens=arguments.tokens,
         dtype=arguments.dtype,
@@ -107,7 +174,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
         budget=arguments.budget,
         threads=arguments.threads,
         seed=arguments.seed,
-        **given,
+        **_given_shape(arguments),
     )
 
 
@@ -157,10 +224,30 @@ BENCHES = {
         module="retrolocal.bench.decode",
         lines=speed_table,
     ),
+    "buffer": Measurement(
+        summary="decode steps over a file behind a block cache, against RAM",
+        parser=buffer_parser,
+        options=buffer_options,
+        module="retrolocal.bench.buffer",
+        lines=facts_and_table,
+    ),
 }
 
 
-def _data_options(group: argparse._ArgumentGroup) -> None:
+def _given_shape(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of synthetic data; raises UsageError where there is recorded data too."""
+    given = {
+        name: value
+        for name in ("q_heads", "kv_heads", "head_dim", "gain")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.data is not None and given:
+        flag = next(iter(given)).replace("_", "-")
+        raise UsageError(f"--data and --{flag} were both given; recorded data has its own")
+    return given
+
+
+def _data_options(group: argparse._ArgumentGroup, *, steps: int = 8) -> None:
     def number(name: str, letter: str, default: str, text: str) -> None:
         group.add_argument(name, type=int, metavar=letter, help=f"{text} (default: {default})")
 
@@ -177,7 +264,7 @@ def _data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--steps",
         type=int,
-        default=8,
+        default=steps,
         metavar="S",
         help="decode steps, each with queries of its own (default: %(default)s)",
     )

@@ -14,6 +14,8 @@ from ..measurement import MAX_SEED
 
 MAX_COUNT = (1 << 31) - 1
 """Of tokens, heads, repetitions: more is a slip of the keyboard."""
+MAX_READERS = 256
+"""Threads that wait for a disk; no disk takes more questions at once."""
 
 TensorType = Literal["bf16", "f32"]
 Stored = Literal["bf16", "f32", "int8", "int4"]
@@ -53,15 +55,8 @@ class AttentionOptions:
     def __post_init__(self) -> None:
         for name in ("tokens", "q_heads", "kv_heads", "head_dim", "steps", "repeats"):
             _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        if self.q_heads % self.kv_heads:
-            raise UsageError(
-                f"--q-heads is {self.q_heads:,} and --kv-heads {self.kv_heads:,}; "
-                "the former must be a multiple of the latter"
-            )
-        if self.head_dim % 2:
-            raise UsageError(f"--head-dim is {self.head_dim:,}; RoPE needs an even number")
-        if not (math.isfinite(self.gain) and self.gain > 0):
-            raise UsageError(f"--gain is {self.gain}; give a finite number above 0")
+        _heads(self.q_heads, self.kv_heads, self.head_dim)
+        _gain(self.gain)
         if self.prompt and self.data is not None:
             raise UsageError("--prompt and --data were both given; a prompt is synthetic")
         _seed(self.seed)
@@ -82,6 +77,77 @@ class AttentionOptions:
     @property
     def notes(self) -> list[str]:
         return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferOptions:
+    """`retrolocal bench buffer`: one layer's clusters in a file, behind a block cache, in RAM."""
+
+    tokens: int = 131_072
+    q_heads: int = 28
+    kv_heads: int = 4
+    head_dim: int = 128
+    steps: int = 64
+    """Consecutive decode steps."""
+    gain: float = 2.0
+    """As in AttentionOptions."""
+    data: Path | None = None
+    """Recorded queries of consecutive steps, keys and values in place of synthetic ones."""
+    shares: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 20.0)
+    """Sizes of the block cache whose hits are counted, percent of the store."""
+    share: float = 10.0
+    """Size of the block cache that is timed, percent of the store."""
+    readers: int = 2
+    """Threads that read ahead."""
+    foresight: float = 0.9
+    """Cosine between a query and the guess of it that clusters are read ahead for."""
+    folder: Path | None = None
+    """Where the file is made, for as long as the run lasts; None: the system's temporary folder."""
+    repeats: int = 3
+    """Timed passes over all steps; each begins with nothing cached."""
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "q_heads", "kv_heads", "head_dim", "repeats"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        _at_least("--steps", self.steps, 2)
+        _heads(self.q_heads, self.kv_heads, self.head_dim)
+        _gain(self.gain)
+        for flag, share in (*(("--shares", one) for one in self.shares), ("--share", self.share)):
+            if not 0.0 < share <= 100.0:
+                raise UsageError(f"{flag} is {share:g}; give percent above 0, up to 100")
+        if not 1 <= self.readers <= MAX_READERS:
+            raise UsageError(f"--readers is {self.readers}; give 1 to {MAX_READERS}")
+        if not 0.0 < self.foresight <= 1.0:
+            raise UsageError(f"--foresight is {self.foresight:g}; give above 0, up to 1")
+        _seed(self.seed)
+        SessionConfig(threads=self.threads)
+
+    @property
+    def compares(self) -> str:
+        data = f"{self.tokens:,} tokens of {self.data}"
+        if self.data is None:
+            data = (
+                f"{self.tokens:,} synthetic tokens of gain {self.gain:g}, {self.q_heads} query "
+                f"and {self.kv_heads} KV heads of {self.head_dim} dimensions, bf16"
+            )
+        return (
+            "decode steps of one layer whose clusters lie in a file that is not in the page cache, "
+            f"behind a block cache of {self.share:g} %, with steps whose clusters lie in RAM; "
+            f"the hits of replacement policies; {data}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            "a step fetches its clusters, then runs the compiled attention step; `layer` adds the "
+            "matrix products of a layer of this shape (4 hidden^2 for attention, 8 for the MLP), "
+            "`attention` nothing",
+            f"read ahead during a step is what a guess of the next query, of cosine "
+            f"{self.foresight:g} to it, would retrieve; how well a model's guess does is its own",
+            "only the first reading of a block is one of the disk: the system keeps a copy",
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +223,21 @@ class SpeedOptions:
 def _at_least(flag: str, number: int, least: int) -> None:
     if not least <= number <= MAX_COUNT:
         raise UsageError(f"{flag} is {number:,}; give {least} to {MAX_COUNT:,}")
+
+
+def _heads(q_heads: int, kv_heads: int, head_dim: int) -> None:
+    if q_heads % kv_heads:
+        raise UsageError(
+            f"--q-heads is {q_heads:,} and --kv-heads {kv_heads:,}; "
+            "the former must be a multiple of the latter"
+        )
+    if head_dim % 2:
+        raise UsageError(f"--head-dim is {head_dim:,}; RoPE needs an even number")
+
+
+def _gain(gain: float) -> None:
+    if not (math.isfinite(gain) and gain > 0):
+        raise UsageError(f"--gain is {gain}; give a finite number above 0")
 
 
 def _seed(seed: int) -> None:

@@ -102,6 +102,35 @@ def structured_prompt(
     return AttentionData(q, k, v)
 
 
+def structured_answer(
+    *,
+    tokens: int,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    steps: int,
+    gain: float = 2.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> AttentionData:
+    """Decode steps after a text: each asks about the token after the one that the last asked about.
+
+    So consecutive steps need much the same, as where an answer follows its text; as in
+    `structured_prompt` passages end, and every KV head goes to places of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = Shape(tokens, q_heads, kv_heads, head_dim)
+    q = torch.empty(steps, q_heads, head_dim, dtype=dtype)
+    k, v = (torch.empty(kv_heads, tokens, head_dim, dtype=dtype) for _ in range(2))
+    words, topics = _text(tokens, generator)
+    for head in range(kv_heads):
+        made = _Head(shape, words, topics, gain, generator)
+        k[head], v[head] = made.keys.to(dtype), made.values.to(dtype)
+        about = _earlier(tokens + steps, generator)[tokens:] % tokens
+        q[:, shape.group(head)] = made.ask(about, tokens).to(dtype)
+    return AttentionData(q, k, v)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     tokens: int

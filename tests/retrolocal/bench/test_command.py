@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
-from retrolocal.bench.options import AttentionOptions, SpeedOptions
+from retrolocal.bench.options import AttentionOptions, BufferOptions, SpeedOptions
 from retrolocal.cli import main
 from retrolocal.config import SessionConfig, WaveConfig
 from retrolocal.measurement import Progress, Result
 
 ATTENTION: Result = {"tokens": 131072, "results": [{"cache": "dense", "ms": {"median": 1.25}}]}
-RESULTS: dict[str, Result] = {"attention": ATTENTION, "decode": {"results": []}}
+RESULTS: dict[str, Result] = {
+    "attention": ATTENTION,
+    "decode": {"results": []},
+    "buffer": {"results": []},
+}
 
 
 @pytest.fixture
@@ -124,6 +128,38 @@ def test_decode_and_prefill(ran: list[Any]) -> None:
     assert tuple(dict.fromkeys(ran[2].caches)) == ("dense", "wave")
 
 
+def test_buffer(ran: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "buffer"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("compares: decode steps of one layer whose clusters lie in a file")
+    assert "behind a block cache of 10 %, with steps whose clusters lie in RAM" in lines[0]
+    assert "cosine 0.9" in lines[2]
+    given = "--tokens 64 --q-heads 6 --kv-heads 3 --head-dim 8 --gain 1.5 --steps 2 --repeats 4"
+    more = "--shares 1,2.5 --share 50 --readers 3 --foresight 1 --folder here --seed 7 -t 2 --json"
+    assert main(["bench", "buffer", *given.split(), *more.split()]) == 0
+    assert main(["bench", "buffer", "--data", "recorded.safetensors"]) == 0
+    assert ran == [
+        BufferOptions(),
+        BufferOptions(
+            tokens=64,
+            q_heads=6,
+            kv_heads=3,
+            head_dim=8,
+            gain=1.5,
+            steps=2,
+            repeats=4,
+            shares=(1.0, 2.5),
+            share=50.0,
+            readers=3,
+            foresight=1.0,
+            folder=Path("here"),
+            seed=7,
+            threads=2,
+        ),
+        BufferOptions(data=Path("recorded.safetensors")),
+    ]
+
+
 def test_what_is_compared_is_said_first(ran: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["decode", "-d", "0,4096", "-p", "16", "--cache", "dense,wave", "--weights", "random"]
     assert main(["bench", *words]) == 0
@@ -162,6 +198,17 @@ def test_what_is_compared_is_said_first(ran: list[Any], capsys: pytest.CaptureFi
         ("attention --scheme paper", "no option --scheme"),
         ("attention more", "'more' is not an option"),
         ("attention --tokens", "--tokens needs a value"),
+        ("buffer --steps 1", "--steps is 1"),
+        ("buffer --shares 1,x", "invalid list (N or N,N,...) value: '1,x'"),
+        ("buffer --shares 0", "--shares is 0; give percent above 0"),
+        ("buffer --shares nan", "--shares is nan"),
+        ("buffer --share 101", "--share is 101"),
+        ("buffer --readers 0", "--readers is 0"),
+        ("buffer --readers 1000", "--readers is 1000"),
+        ("buffer --foresight 0", "--foresight is 0"),
+        ("buffer --foresight 1.1", "--foresight is 1.1"),
+        ("buffer --q-heads 6", "--q-heads is 6 and --kv-heads 4"),
+        ("buffer --data a --gain 1", "--data and --gain were both given"),
         ("decode -n 0", "nothing to time"),
         ("prefill -p 0", "nothing to time"),
         ("prefill -n 8", "no option -n"),
