@@ -4,7 +4,8 @@ The interface calls `submit`, `stop` and `close` from its event loop. The engine
 one after another; events of a job go into a mailbox that keeps order, joins neighbouring text and
 keeps only the newest figure of each kind. The loop empties it at most every `INTERVAL` seconds
 (less often when `pace` says that showing it is dear) into one call of `deliver`; nothing runs
-while nothing happens. After `close` nothing is delivered. The thread is a daemon: an engine that does not end in time cannot hold the program.
+while nothing happens. After `close` nothing is delivered. The thread is a daemon: an engine that
+does not end in time cannot hold the program.
 """
 
 from __future__ import annotations
