@@ -3,8 +3,9 @@
 The interface calls `submit`, `stop` and `close` from its event loop. The engine thread takes jobs
 one after another; events of a job go into a mailbox that keeps order, joins neighbouring text and
 keeps only the newest figure of each kind. The loop empties it at most every `INTERVAL` seconds
-into one call of `deliver`; nothing runs while nothing happens. After `close` nothing is
-delivered. The thread is a daemon: an engine that does not end in time cannot hold the program.
+(less often when `pace` says that showing it is dear) into one call of `deliver`; nothing runs
+while nothing happens. After `close` nothing is delivered. The thread is a daemon: an engine that
+does not end in time cannot hold the program.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from dataclasses import dataclass
 from ..errors import Interrupted, RetrolocalError
 from .engine import Advanced, Engine, Event, Measured, Wrote
 
-INTERVAL = 0.05
+INTERVAL = 0.1
+"""Seconds between two deliveries; longer where showing them costs much."""
+LONGEST = 0.5
+SHARE = 0.1
+"""Of the interpreter's time that showing what arrives may take from the engine."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,6 +78,7 @@ class Bridge:
         self._awaited = False
         self._closed = False
         self._last = 0.0
+        self._interval = INTERVAL
         self._running: Job | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -90,6 +96,10 @@ class Bridge:
             running = self._running is job
         if running:
             self._engine.stop()
+
+    def pace(self, cost: float) -> None:
+        """What showing the last delivery cost, in seconds of CPU."""
+        self._interval = min(LONGEST, max(INTERVAL, cost / SHARE))
 
     def close(self) -> None:
         """Ends the running job and the thread soon; waits for neither (see `join`)."""
@@ -140,7 +150,7 @@ class Bridge:
         self._loop.call_soon_threadsafe(self._schedule)
 
     def _schedule(self) -> None:
-        self._loop.call_later(max(0.0, self._last + INTERVAL - time.monotonic()), self._empty)
+        self._loop.call_later(max(0.0, self._last + self._interval - time.monotonic()), self._empty)
 
     def _empty(self) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ What a command does stands in `chat_commands`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -198,7 +199,9 @@ class ChatScreen(Screen[None]):
 
     @on(EngineTold)
     def engine_told(self, message: EngineTold) -> None:
+        began = time.thread_time()
         self.desk.deliver(message.arrivals)
+        self.call_after_refresh(lambda: self.desk.shown(time.thread_time() - began))
 
     def opened(self, opened: Opened) -> None:
         for note in opened.notes:

@@ -209,6 +209,10 @@ class Desk:
         self._begin("ask", lambda engine, job: engine.ask(ticket.text, job))
         self._view.sent(ticket)
 
+    def shown(self, cost: float) -> None:
+        """What was delivered is on the screen, at this many seconds of CPU."""
+        self._bridge.pace(cost)
+
     def deliver(self, arrivals: Sequence[Arrival]) -> None:
         """Takes what the engine told."""
         for arrival in arrivals:

@@ -125,6 +125,15 @@ def test_whatever_an_engine_raises_arrives_and_the_thread_goes_on(error: Excepti
     run(scene)
 
 
+@pytest.mark.parametrize(("cost", "interval"), [(0.0, 0.1), (0.005, 0.1), (0.02, 0.2), (3.0, 0.5)])
+def test_what_is_dear_to_show_is_delivered_less_often(cost: float, interval: float) -> None:
+    async def scene(desk: Desk) -> None:
+        desk.bridge.pace(cost)
+        assert desk.bridge._interval == pytest.approx(interval)
+
+    run(scene)
+
+
 def test_nothing_is_delivered_after_the_end() -> None:
     async def scene(desk: Desk) -> None:
         desk.bridge.submit(lambda engine, job: engine.ask("q", job))
