@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..paths import cache_dir
 from .attention import full_attention
 from .segment import Segment, SegmentTable, ranges
 
@@ -108,6 +109,11 @@ class Kernel(Protocol):
 def compiled() -> bool:
     """Whether numba is there; without it a CPU runs the reference."""
     return importlib.util.find_spec("numba") is not None
+
+
+def compiled_before() -> bool:
+    """Whether code compiled in an earlier run is there: without it the first step takes long."""
+    return any((cache_dir() / "kernels").glob("*/**/*.nbi"))
 
 
 def wave_attention(

@@ -33,6 +33,7 @@ from ..config import SessionConfig
 from ..errors import Interrupted, UsageError
 from ..generate import Piece, Progress
 from ..ingest.document import Document
+from ..kernels.wave_attention import compiled, compiled_before
 from ..library import Library
 from ..session import AskOptions, Reply, Session
 from ..shared_options import extraction
@@ -62,6 +63,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             keeping = Keeping(library=library, corpus=arguments.corpus, tell=screen.say)
         session = Session.open(
             model, config, documents=documents, progress=progress, keeping=keeping
+        )
+    if documents and config.cache != "dense" and compiled() and not compiled_before():
+        screen.say(
+            "the first answer compiles attention for this processor, once: up to a minute longer"
         )
     with session:
         session.set_system(system)
