@@ -23,7 +23,7 @@ LLAMA_CPP_OPTIONS = set(
 --verbose --xtc-probability --yarn-ext-factor
 """.split()  # noqa: SIM905 - a list of a hundred names reads better as words
 )
-OURS = {"-s", "-sys", "-sysf"}
+OURS = {"-s", "-sys", "-sysf", "-ctk", "-ctv", "--cache-type-k", "--cache-type-v"}
 
 
 def parse(*words: str) -> object:

@@ -77,7 +77,7 @@ def test_json_object(tiny_model: Path, book: Path, capsys: pytest.CaptureFixture
     assert captured.err == ""
     assert list(facts) == [
         *("text", "model", "prompt_tokens", "generated_tokens", "load_seconds"),
-        *("prefill_seconds", "decode_tokens_per_second", "stop_reason", "cache"),
+        *("prefill_seconds", "decode_tokens_per_second", "stop_reason", "cache", "sources"),
     ]
     assert list(facts["cache"]) == [
         *("kind", "tokens", "steady_tokens", "clusters", "retrieved_tokens_per_step"),
