@@ -30,6 +30,10 @@ SHARES = ("descend", "cap", "sharp_descend", "sharp_cap", "prefill_descend", "pr
 """Settings of WaveConfig that are shares, above 0 and up to 1."""
 
 
+DOCUMENT_STORE: StoreType = "int8"
+"""What the command line keeps keys and values in unless told otherwise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaveConfig:
     """How a wave cache clusters and what a query reads (ARCHITECTURE.md, "The wave cache")."""
@@ -40,7 +44,7 @@ class WaveConfig:
     """Share of the clustered tokens retrieved exactly, (0, 1]; None adapts it to the mass."""
     index_type: IndexType = "int8"
     """How centroids and value sums are kept."""
-    store_type: StoreType = "int8"
+    store_type: StoreType = "bf16"
     """How clustered keys and values are kept; `bf16` as they come, in the dtype of the cache."""
     segment_tokens: int = 8192
     """Tokens clustered together."""

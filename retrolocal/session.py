@@ -27,6 +27,7 @@ from .config import (
     SamplingConfig,
     Scheme,
     SessionConfig,
+    StoreType,
     WaveConfig,
 )
 from .context import Context
@@ -48,7 +49,7 @@ from .reply import Event as Event
 from .reply import Reply as Reply
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
-from .sources import Source, passages
+from .sources import read_from
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.zones import piece_end
@@ -63,6 +64,7 @@ def load(
     scheme: str = "wave",
     budget: float | Literal["auto"] = "auto",
     prefill: str = "auto",
+    store_type: str = "bf16",
     ctx_size: int = 0,
     batch_size: int = 8192,
     threads: int = 0,
@@ -78,7 +80,11 @@ def load(
         device=cast(Device, device),
         dtype=cast(DtypeName, str(dtype).removeprefix("torch.")),
         cache=cast(CacheKind, cache),
-        wave=WaveConfig(scheme=cast(Scheme, scheme), budget=None if budget == "auto" else budget),
+        wave=WaveConfig(
+            scheme=cast(Scheme, scheme),
+            budget=None if budget == "auto" else budget,
+            store_type=cast(StoreType, store_type),
+        ),
         prefill=cast(PrefillKind, prefill),
         ctx_size=ctx_size,
         batch_size=batch_size,
@@ -87,10 +93,6 @@ def load(
         offline=offline,
     )
     return Session.open(str(model), config)
-
-
-SOURCE_LAYERS = 8
-"""Layers that are asked what an answer was read from."""
 
 
 class Session:
@@ -408,15 +410,8 @@ class Session:
             generated_tokens=end.tokens,
             generate_seconds=time.monotonic() - began - prefill_seconds,
             cache=combine(cache.statistics() for cache in context.caches),
-            sources=self._sources(context, conversation.documents),
+            sources=read_from(context, self._heads.of(conversation.documents)),
         )
-
-    def _sources(self, context: Context, documents: Sequence[Document]) -> tuple[Source, ...]:
-        shares = context.read_from(SOURCE_LAYERS) if documents else None
-        if shares is None:
-            return ()
-        places = self._heads.of(documents).places
-        return passages(shares.numpy(), places, documents, skip=self.config.wave.sink_tokens)
 
     def _stream(
         self,

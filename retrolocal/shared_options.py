@@ -6,7 +6,7 @@ from argparse import Namespace, _ArgumentGroup
 from typing import TYPE_CHECKING
 
 from .arguments import budget, page_ranges
-from .config import StoreType, WaveConfig, environment
+from .config import DOCUMENT_STORE, StoreType, WaveConfig, environment
 from .errors import UsageError
 
 CACHE_TYPES: dict[str, StoreType] = {
@@ -135,7 +135,7 @@ def store_type(arguments: Namespace) -> StoreType:
             f"{' and '.join(given)} contradict each other: keys and values are stored alike, "
             "give one of them or both the same"
         )
-    return next(iter(given.values()), WaveConfig().store_type)
+    return next(iter(given.values()), DOCUMENT_STORE)
 
 
 def prefill_option(group: _ArgumentGroup) -> None:
@@ -163,7 +163,7 @@ def _store_options(group: _ArgumentGroup) -> None:
         metavar="bf16|int8|int4",
         help="how keys and values that are clustered are stored: 1 byte a number (int8), half of "
         "one (int4, with an error of its own), or as the model computes them (bf16) "
-        f"(default: {WaveConfig().store_type})",
+        f"(default: {DOCUMENT_STORE})",
     )
     for letter, what in (("k", "keys"), ("v", "values")):
         group.add_argument(

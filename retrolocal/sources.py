@@ -12,10 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .context import Context
+from .head import Head
 from .ingest import Document
 from .ingest.document import page_at
 from .ingest.token_map import NO_DOCUMENT, TokenMap
 
+LAYERS = 8
+"""Layers that are asked where they looked."""
+SINKS = 4
+"""Tokens at the very start, which get attention whatever they say."""
 MOST = 5
 """Passages."""
 SMOOTHED = 32
@@ -42,6 +48,14 @@ class Source:
     text: str
     mass: float
     """Share of the attention, mean over steps, layers and heads."""
+
+
+def read_from(context: Context, head: Head) -> tuple[Source, ...]:
+    """The passages of the documents in `head` that the reply in `context` was read from."""
+    shares = context.read_from(LAYERS) if head.documents else None
+    if shares is None:
+        return ()
+    return passages(shares.numpy(), head.places, head.documents, skip=SINKS)
 
 
 def passages(

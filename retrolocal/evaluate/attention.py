@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..config import StoreType, WaveConfig
+from ..config import DOCUMENT_STORE, StoreType, WaveConfig
 from ..fidelity import Measured, Steady, build_index, compare
 from ..ingest.extract import read_document
 from ..kernels.codecs import Codec
@@ -29,7 +29,7 @@ from .options import AttentionOptions
 from .record import STEPS, LayerRecord, RecordingSession
 
 PAPER = WaveConfig(scheme="paper", index_type="bf16", store_type="bf16", outlier_fraction=0.0)
-WAVE = WaveConfig()
+WAVE = WaveConfig(store_type=DOCUMENT_STORE)
 STORES: tuple[StoreType, ...] = get_args(StoreType)
 HELD = 0.9
 """Share of the true mass that counts tokens for sharpness."""

@@ -9,6 +9,7 @@ import pytest
 
 from retrolocal.config import SessionConfig
 from retrolocal.errors import ContextError, DocumentError, Interrupted, ModelError, UsageError
+from retrolocal.ingest import Options
 from retrolocal.tui.engine import (
     Advanced,
     Began,
@@ -43,6 +44,7 @@ def settings(tiny_model: Path) -> EngineSettings:
     return EngineSettings(
         model=str(tiny_model),
         config=SessionConfig(batch_size=64),
+        extraction=Options(),
         sampling={"temperature": 0.0},
         max_new_tokens=20,
         ignore_eos=True,
