@@ -12,7 +12,7 @@ import pytest
 
 from retrolocal.bench.options import AttentionOptions, BufferOptions, SpeedOptions
 from retrolocal.cli import main
-from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.config import DOCUMENT_STORE, SessionConfig, WaveConfig
 from retrolocal.measurement import Progress, Result
 
 ATTENTION: Result = {"tokens": 131072, "results": [{"cache": "dense", "ms": {"median": 1.25}}]}
@@ -100,9 +100,10 @@ def test_decode_and_prefill(ran: list[Any]) -> None:
     )
     more = "-dev cpu -t 2 --cache dense,wave --scheme paper --budget 0.5 --revision v1 --offline"
     assert main(["bench", "decode", *given.split(), *more.split()]) == 0
+    plain = SessionConfig(wave=WaveConfig(store_type=DOCUMENT_STORE))
     assert ran == [
-        SpeedOptions(model="builtin", n_gen=(128,), n_prompt=(0,)),
-        SpeedOptions(model="builtin", n_prompt=(512,)),
+        SpeedOptions(model="builtin", n_gen=(128,), n_prompt=(0,), session=plain),
+        SpeedOptions(model="builtin", n_prompt=(512,), session=plain),
         SpeedOptions(
             model="some/model",
             random_weights=True,
@@ -114,7 +115,7 @@ def test_decode_and_prefill(ran: list[Any]) -> None:
             session=SessionConfig(
                 device="cpu",
                 dtype="float16",
-                wave=WaveConfig(scheme="paper", budget=0.5),
+                wave=WaveConfig(scheme="paper", budget=0.5, store_type=DOCUMENT_STORE),
                 batch_size=99,
                 threads=2,
                 revision="v1",
