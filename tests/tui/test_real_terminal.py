@@ -191,7 +191,9 @@ def test_copying_fills_the_buffer_of_tmux(chat: Tmux) -> None:
 
 
 def test_several_lines_by_ctrl_j_and_by_alt_enter_where_it_is_told_from_enter(chat: Tmux) -> None:
+    chat.wait_for("ready")
     chat.type("one")
+    chat.wait_for("one")
     chat.keys("C-j")
     chat.type("two")
     chat.run("send-keys", "-l", "\x1b[13;3u")
