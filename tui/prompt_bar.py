@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
@@ -33,12 +32,11 @@ class Completion:
 
 
 Completer = Callable[[str], Sequence[Completion]]
+LINE_BREAKS = ("ctrl+j", "alt+enter", "shift+enter")
 
 
 class PromptInput(TextArea):
     """The text area itself."""
-
-    BINDINGS = [Binding("ctrl+j,alt+enter,shift+enter", "new_line", "new line", show=False)]
 
     class KeyWanted(Message):
         """A key that means something else at this place; the bar decides."""
@@ -75,6 +73,11 @@ class PromptInput(TextArea):
         last = self.document.line_count - 1
         if event.key == "enter":
             self._instead(event, self.Submitted())
+        elif event.key in LINE_BREAKS:
+            # Here, not as a binding: that would come after what was typed behind it.
+            event.prevent_default()
+            event.stop()
+            self._break_line()
         elif self.completing and event.key in ("up", "down", "tab"):
             step = {"up": -1, "down": 1, "tab": 0}[event.key]
             self._instead(event, self.ChoiceWanted(step))
@@ -87,7 +90,7 @@ class PromptInput(TextArea):
             event.stop()
             self.post_message(self.Pasted(event.text))
 
-    def action_new_line(self) -> None:
+    def _break_line(self) -> None:
         # A key that was pressed before the screen was there ends up as an empty first line.
         if self.text:
             self.insert("\n")
