@@ -56,11 +56,17 @@ def tail_tensors(caches: Sequence[ContextCache], pieces: int) -> dict[str, Tenso
 def load(caches: Sequence[ContextCache], stored: Sequence[Stored], tokens: int) -> None:
     """Empty caches become those of so many tokens: pieces in order, perhaps a tail behind them.
 
-    Small tensors are checked and copied; keys and values stay where they are.
+    Small tensors are checked and copied; keys and values stay where they are. Raises what `stored`
+    raises for damage; the caches are then still empty.
     """
-    for layer, cache in enumerate(caches):
-        segments = [one for part in stored for one in _segments(part, layer)]
-        rest = _collect(stored[-1], f"{layer}.rest.", stored[-1].load)
+    held = [
+        (
+            [one for part in stored for one in _segments(part, layer)],
+            _collect(stored[-1], f"{layer}.rest.", stored[-1].load),
+        )
+        for layer in range(len(caches))
+    ]
+    for cache, (segments, rest) in zip(caches, held, strict=True):
         cache.load(segments, rest, tokens)
 
 

@@ -7,7 +7,7 @@ when the library cannot take it: the user is told, once, and the text is not kep
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,15 @@ import torch
 
 from . import kept
 from .context import Context
-from .errors import DamagedError, DataError, LibraryError
+from .errors import DamagedError, DataError, IdentityError, LibraryError
 from .generate import Progress
 from .ingest import Document, Options, Unread, open_document
 from .ingest.token_map import TokenMap
 from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
+
+
+CHECKED_WHOLE = 2 << 30
+"""Bytes of an entry up to which its keys and values are checked when it is opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +78,18 @@ class Shelf:
         if context.head_is_read or not documents:
             yield from context.read_head()
             return
-        entry = self._entries.get(_files(documents))
-        if entry is not None and context.tokens == 0 and entry.tokens == context.head_tokens:
-            self._load(context, (*entry.segments(), entry.tail), entry.tokens)
+        if self._load_entry(context, documents):
             yield from context.read_head()
             return
         identity = replace(self._identity, prefix=opening)
         with ExitStack() as stack:
-            known = stack.enter_context(self._library.longest_prefix(identity, context.head))
+            try:
+                known = stack.enter_context(self._library.longest_prefix(identity, context.head))
+                known = self._sound(known)
+            except LibraryError as error:
+                self._failed(error)
+                yield from context.read_head()
+                return
             for line in known.damage:
                 self._tell(line)
             if known.tokens and context.tokens == 0:
@@ -108,8 +116,15 @@ class Shelf:
             return self._entries[files]
         try:
             entry = self._open(files)
+            if entry is not None:
+                _check(entry)
         except DamagedError as error:
-            self._tell(f"{error}; reading it again")
+            self._tell(str(error))
+            return None
+        except IdentityError:
+            raise
+        except LibraryError as error:
+            self._failed(error)
             return None
         if entry is not None:
             self._entries[files] = entry
@@ -125,6 +140,24 @@ class Shelf:
             return entry
         entry.close()
         return None
+
+    def _load_entry(self, context: Context, documents: Sequence[Document]) -> bool:
+        """Whether the library has the head of `context`, which is loaded then."""
+        files = _files(documents)
+        entry = self._entries.get(files)
+        if entry is None or context.tokens or entry.tokens != context.head_tokens:
+            return False
+        self._load(context, (*entry.segments(), entry.tail), entry.tokens)
+        return True
+
+    def _sound(self, known: Prefix) -> Prefix:
+        """What of a prefix is as it was written."""
+        for number, segment in enumerate(known.segments):
+            try:
+                segment.check()
+            except DamagedError as error:
+                return Prefix(known.identity, known.segments[:number], (*known.damage, str(error)))
+        return known
 
     def _load(self, context: Context, parts: Sequence[kept.Stored], tokens: int) -> None:
         kept.load(context.caches, parts, tokens)
@@ -211,7 +244,11 @@ def document_of(
     Raises DocumentError.
     """
     with open_document(path, options) as unread:
-        known = None if library is None else known_document(library, unread)
+        known = None
+        if library is not None:
+            # A library that cannot be used is told of when the text is to be kept.
+            with suppress(LibraryError):
+                known = known_document(library, unread)
         return known or unread.read()
 
 
@@ -233,6 +270,24 @@ def known_document(library: Library, unread: Unread) -> Document | None:
         return replace(Document.from_json(stored.outline, stored.text), name=unread.name)
     except DataError:
         return None
+
+
+def _check(entry: Entry) -> None:
+    """Every byte of an entry up to `CHECKED_WHOLE` bytes, of a larger one all but the keys and
+    values, which stay on the disk until they are needed.
+
+    Raises DamagedError; the entry is closed then.
+    """
+    parts = (*entry.segments(), entry.tail)
+    whole = sum(part.file.bytes for part in parts) <= CHECKED_WHOLE
+    try:
+        for part in parts:
+            for name in part.names:
+                if whole or name.rpartition(".")[2] not in kept.MAPPED:
+                    part.check(name)
+    except DamagedError:
+        entry.close()
+        raise
 
 
 def _files(documents: Sequence[Document]) -> tuple[FileId, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,22 +165,40 @@ def test_what_cannot_be_kept_is_read_all_the_same(
         ask(documents, library, required=True)
 
 
-def test_a_damaged_entry_is_read_again(library: Library, book: Path) -> None:
+@pytest.mark.parametrize("place", ["header", "index", "blocks"])
+def test_a_damaged_entry_is_read_again(library: Library, book: Path, place: str) -> None:
     documents, remarks = [document_of(book)], list[str]()
     first = ask(documents, library)
-    damaged = next(damage(library))
+    name = damage(library, place)
     again = ask(documents, library, tell=remarks.append)
-    assert remarks
-    assert damaged in " ".join(remarks)
+    assert name in " ".join(remarks)
     assert again.text == first.text
+    assert again.prefill_tokens > 256
     assert library.verify("book.txt", deep=True).problems == ()
 
 
-def damage(library: Library) -> Iterator[str]:
-    """Changes a byte in the header of the second segment."""
-    key = library.find("book.txt").segments[1].key
-    [path] = library.path.rglob(f"{key}*")
+def damage(library: Library, place: str) -> str:
+    """Changes a byte of the second segment; returns the file's name."""
+    file = library.find("book.txt").segments[1]
+    [path] = library.path.rglob(f"{file.key}*")
     content = bytearray(path.read_bytes())
-    content[40] ^= 1
+    with library.open("book.txt") as entry:
+        layout = {spec.name: spec for spec in entry.segments()[1].layout}
+    names = {"index": "4.segment.0.fine.centroids", "blocks": "4.segment.0.blocks"}
+    data = len(content) - max(spec.start + spec.bytes for spec in layout.values())
+    at = 40 if place == "header" else data + layout[names[place]].start + 5
+    content[at] ^= 1
     path.write_bytes(content)
-    yield path.name
+    return path.name
+
+
+def test_a_library_that_cannot_be_used_stops_no_chat(tmp_path: Path, book: Path) -> None:
+    place = tmp_path / "no-folder"
+    place.write_text("a file stands here", encoding="utf-8")
+    remarks: list[str] = []
+    documents = [document_of(book, library=Library(place))]
+    expected = ask(documents, None)
+    assert ask(documents, Library(place), tell=remarks.append).text == expected.text
+    assert remarks
+    with pytest.raises(LibraryError):
+        ask(documents, Library(place), required=True)
