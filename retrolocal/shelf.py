@@ -22,7 +22,6 @@ from .ingest import Document, Options, Unread, open_document
 from .ingest.token_map import TokenMap
 from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
 
-
 CHECKED_WHOLE = 2 << 30
 """Bytes of an entry up to which its keys and values are checked when it is opened."""
 
