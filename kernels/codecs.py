@@ -27,6 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .compiled import compiled
+
 PLAIN = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 CODED = {"int8": torch.int8, "int4": torch.uint8}
 LINEAR, CUBIC = 1 / (7.5 * 1.4), 0.4 / (7.5**3 * 1.4)
@@ -104,9 +106,19 @@ class Codec:
     ) -> tuple[Tensor, Tensor]:
         """K and V [n, D] of some tokens (int64 [n], in cluster order) of one KV head.
 
-        blocks uint8 [N * W], starts [C + 1], centres float32 [C, D]. The result is float32, or of
-        the plain codec's dtype.
+        blocks uint8 [N * W], starts int32 [C + 1], centres float32 [C, D]. The result is float32,
+        or of the plain codec's dtype. On a CPU it is compiled.
         """
+        if blocks.device.type == "cpu" and compiled():
+            from .codecs_numba import decode
+
+            return decode(self, blocks, starts, centres, tokens)
+        return self.decode_reference(blocks, starts, centres, tokens)
+
+    def decode_reference(
+        self, blocks: Tensor, starts: Tensor, centres: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` in plain PyTorch, on any device."""
         dim = centres.shape[1]
         places, unit = self._places(starts, tokens, dim)
         row, scale = self.row_bytes(dim), self.scale_bytes(dim)

@@ -16,8 +16,6 @@ Per KV head, for the queries that share it (ARCHITECTURE.md, "The wave cache"):
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +24,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..paths import cache_dir
 from .attention import full_attention
+from .compiled import compiled
 from .segment import Segment, SegmentTable, ranges
 
 NEGLIGIBLE = 1e-3
@@ -103,17 +101,6 @@ class Kernel(Protocol):
         *,
         scale: float,
     ) -> StepAnswer: ...
-
-
-@functools.cache
-def compiled() -> bool:
-    """Whether numba is there; without it a CPU runs the reference."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def compiled_before() -> bool:
-    """Whether code compiled in an earlier run is there: without it the first step takes long."""
-    return any((cache_dir() / "kernels").glob("*/**/*.nbi"))
 
 
 def wave_attention(

@@ -35,6 +35,7 @@ from .wave_words_numba import (
     EXACT,
     FINE_MASS,
     FOUND,
+    KINDS,
     KV_HEADS,
     LOGS,
     LSE_EXACT,
@@ -157,14 +158,6 @@ def _run(
         )
 
 
-KINDS = {
-    torch.int8: np.empty(0, np.int8),
-    torch.uint8: np.empty(0, np.uint8),
-    torch.bfloat16: np.empty(0, np.uint16),
-    torch.float16: np.empty(0, np.int16),
-    torch.float32: np.empty(0, np.float32),
-}
-"""What a stored element looks like to the compiled code, by `Codec.element`."""
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Of the queries' dtypes."""
 

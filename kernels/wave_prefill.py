@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from .attention import partial_attention
+from .compiled import compiled
 from .merge import merge
 from .segment import Level, Segment, SegmentTable, ranges
-from .wave_attention import compiled, log_mass
+from .wave_attention import log_mass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

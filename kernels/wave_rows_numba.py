@@ -50,10 +50,17 @@ def load_stored(addresses, scales, first, stop, rows, stored):
         if first + i >= stop:
             for d in range(rows.shape[1]):
                 rows[i, d] = np.float32(0.0)
-        elif is_int4(stored):
-            _load_int4(addresses[first + i], scales[first + i], rows[i])
         else:
-            _load_int8(addresses[first + i], scales[first + i], rows[i])
+            load_coded(addresses[first + i], scales[first + i], rows[i], stored)
+
+
+@jit()
+def load_coded(address, scale_at, row, stored):
+    """row = what is coded at an address in int8 or int4, as float32."""
+    if is_int4(stored):
+        _load_int4(address, scale_at, row)
+    else:
+        _load_int8(address, scale_at, row)
 
 
 @jit()

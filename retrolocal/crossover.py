@@ -26,8 +26,9 @@ from . import __version__
 from .config import WaveConfig
 from .kernels.attention import full_attention
 from .kernels.codecs import Codec, encode_rows
+from .kernels.compiled import compiled
 from .kernels.segment import Level, Segment, SegmentTable
-from .kernels.wave_attention import compiled, wave_attention
+from .kernels.wave_attention import wave_attention
 from .kernels.wave_prefill import wave_prefill
 from .paths import cache_dir
 from .wave.clustering import INDEX_DTYPES

@@ -33,7 +33,7 @@ from ..config import SessionConfig
 from ..errors import Interrupted, UsageError
 from ..generate import Piece, Progress
 from ..ingest.document import Document
-from ..kernels.wave_attention import compiled, compiled_before
+from ..kernels.compiled import compiled, compiled_before
 from ..library import Library
 from ..session import AskOptions, Reply, Session
 from ..shared_options import extraction

@@ -121,6 +121,22 @@ def test_some_tokens_are_those_of_all(
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@RELAXED
+@given(seed=st.integers(0, 999), sizes=SIZES, dim=DIMS)
+def test_compiled_rows_are_those_of_the_reference(
+    codec: Codec, seed: int, sizes: list[int], dim: int
+) -> None:
+    made = rows(seed, sizes, dim)
+    blocks = codec.encode(made.k, made.v, made.starts, made.centres)
+    every = torch.arange(made.k.shape[1])
+    for head in range(2):
+        stored = blocks[head], made.starts[head], made.centres[head], every
+        for one, other in zip(codec.decode(*stored), codec.decode_reference(*stored), strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 def test_a_cluster_is_one_run_of_bytes(codec: Codec) -> None:
     """Its bytes decode to it wherever they lie, and nothing else does."""
     made = rows(3, [5, 0, 1, 30, 7], 64)

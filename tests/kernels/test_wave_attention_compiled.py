@@ -21,12 +21,12 @@ from torch import Tensor
 from retrolocal.config import WaveConfig
 from retrolocal.kernels import wave_attention as module
 from retrolocal.kernels.codecs import CODED
+from retrolocal.kernels.compiled import compiled
 from retrolocal.kernels.segment import SegmentTable
 from retrolocal.kernels.wave_attention import (
     NEGLIGIBLE,
     Selection,
     StepAnswer,
-    compiled,
     wave_attention,
     wave_attention_reference,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrolocal.kernels.wave_attention import compiled
+from retrolocal.kernels.compiled import compiled
 
 pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
 
