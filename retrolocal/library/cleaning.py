@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import LibraryError, LockedError
 from .catalogue import Catalogue, manifest_path, read_catalogue
 from .filesystem import FileSystem
-from .locks import lock_opening, try_lock
+from .locks import OBJECTS, lock_objects, lock_opening, try_lock
 from .manifest import State
 from .objects import object_path
-from .place import ENTRIES, OBJECTS
+from .place import ENTRIES
 from .publish import TMP
 from .segment import FOLDERS, SUFFIX, path_of
 
@@ -57,10 +57,13 @@ def clean(fs: FileSystem, catalogue: Catalogue) -> Cleaned:
         TMP: _SCRATCH,
     }
     for folder, pattern in ours.items():
-        for name in fs.names(folder):
-            path = f"{folder}/{name}"
-            if pattern.fullmatch(name) and path not in needed:
-                cleaning.remove(path)
+        paths = [f"{folder}/{name}" for name in fs.names(folder) if pattern.fullmatch(name)]
+        unneeded = [path for path in paths if path not in needed]
+        if folder == OBJECTS and unneeded:
+            cleaning.remove_objects(unneeded)
+            continue
+        for path in unneeded:
+            cleaning.remove(path)
     return Cleaned(cleaning.files, cleaning.bytes, cleaning.in_use)
 
 
@@ -115,6 +118,16 @@ class _Cleaning:
         self.fs.unlink(path)
         self.files += 1
         self.bytes += size
+
+    def remove_objects(self, paths: Sequence[str]) -> None:
+        """All of them or, while an entry is open, none."""
+        lock = lock_objects(self.fs.root, shared=False)
+        if lock is None:
+            self.in_use += len(paths)
+            return
+        with lock:
+            for path in paths:
+                self.remove(path)
 
 
 def _unused(fs: FileSystem, path: str, look: Callable[[int], None] = lambda file: None) -> bool:

@@ -13,8 +13,10 @@ from typing import Any
 from .documents import read_outline, read_text
 from .filesystem import FileSystem
 from .identity import Identity
+from .locks import Lock, lock_objects
 from .manifest import Kind, Manifest, StoredDocument
 from .objects import map_object
+from .reading import reading
 from .segment import Segment, open_segment
 
 
@@ -30,7 +32,10 @@ class Entry:
         self._tail: Segment | None = None
         self._page_map = memoryview(b"")
         self.manifest = manifest
+        self._objects: Lock | None = None
         try:
+            with reading(manifest.name):
+                self._objects = lock_objects(fs.root, shared=True)
             parent = manifest.root
             for segment in manifest.segments:
                 self._segments.append(open_segment(fs, "segment", segment, parent))
@@ -108,6 +113,8 @@ class Entry:
             with contextlib.suppress(OSError):
                 self._fs.close(self._file)
             self._file = None
+        if self._objects is not None:
+            self._objects.close()
 
     def __enter__(self) -> Entry:
         return self

@@ -1,7 +1,8 @@
 """Advisory locks: one writer, and no cleaning under a reader.
 
 A lock belongs to an open file and ends with it, also when the process is killed; lock files are
-never removed. A segment that is open holds a shared lock of its own, which `gc` respects.
+never removed. A segment that is open holds a shared lock of its own, an open entry one on the
+folder of texts, which `gc` respects.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ WRITER = "writer"
 OPENING = "opening"
 """Held shared between reading a manifest and having its files open, exclusively by `gc`."""
 OPENING_SECONDS = 30.0
+OBJECTS = "objects"
+"""The folder of texts, outlines and page maps; held shared by every open entry."""
 
 
 class Lock:
@@ -76,6 +79,19 @@ def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) 
             raise LockedError(f"another process {busy} {root} and does not end; try again later")
         time.sleep(0.02)
     return Lock(file)
+
+
+def lock_objects(root: Path, *, shared: bool) -> Lock | None:
+    """The lock of the folder of texts; None when somebody holds it otherwise. Raises OSError.
+
+    Shared it keeps all of them: an open entry reads them when they are asked for, also when a later
+    reading of the same files has taken its place.
+    """
+    file = os.open(root / OBJECTS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if try_lock(file, shared=shared):
+        return Lock(file)
+    os.close(file)
+    return None
 
 
 def try_lock(file: int, *, shared: bool) -> bool:

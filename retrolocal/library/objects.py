@@ -12,8 +12,8 @@ import xxhash
 
 from ..errors import DamagedError, LibraryError
 from .filesystem import FileSystem
+from .locks import OBJECTS
 from .manifest import Blob
-from .place import OBJECTS
 from .publish import publish_bytes
 from .reading import AGAIN, map_file, open_shared, reading
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from ..errors import LibraryError
 from .filesystem import FileSystem
 from .identity import FORMAT
-from .locks import OPENING, WRITER
+from .locks import OBJECTS, OPENING, WRITER
 from .publish import TMP, publish_bytes
 
-ENTRIES, OBJECTS = "entries", "objects"
+ENTRIES = "entries"
 FOLDERS = (TMP, ENTRIES, OBJECTS, "segments", "tails")
 _FORMAT, _TAG = "FORMAT", "CACHEDIR.TAG"
 _FORMAT_LINE = re.compile(rb"retrolocal library (\d{1,9})\n")
