@@ -79,39 +79,60 @@ from .wave_words_numba import (
 
 
 @jit()
-def _add_tokens(q, first, at, base, n, top, mass, total, scores, rows, threshold, scales, stored):
-    """Attends n <= TILE tokens exactly: keys at at[0], values at at[1], scales at at[2].
+def _score_tokens(q, first, at, base, n, scores, rows, stored):
+    """scores[g, t] of n <= TILE tokens: keys at at[0], their scales at at[2].
 
-    Of coded keys base[g, t] is the score of the t-th one's centre, and a value's scales lie
-    `scales` bytes after its key's. total[g] and mass[g] are relative to e^top[g]. Returns the
-    number of value rows read.
+    Of coded keys base[g, t] is the score of the t-th one's centre.
     """
-    count, read = len(top), 0
-    if n == 0:
-        return read
+    count = len(scores)
     for t in range(0, n, BLOCK):
         load_stored(at[0], at[2], t, n, rows, stored)
         dots(q, first, count, rows, scores, t, BLOCK)
     if not is_plain(stored):
-        for t in range(n):
-            at[2, t] += scales
         for g in range(count):
             for t in range(n):
                 scores[g, t] += base[g, t]
+
+
+@jit()
+def _raise_top(highest, g, top, mass, total):
+    """top[g] becomes `highest` if that is more; mass[g] and total[g] are relative to e^top[g]."""
+    if highest > top[g]:
+        shrink = exp(top[g] - highest)
+        mass[g] *= shrink
+        for d in range(total.shape[1]):
+            total[g, d] *= shrink
+        top[g] = highest
+
+
+@jit()
+def _highest(scores, n):
+    highest = np.float32(-np.inf)
+    for t in range(n):
+        highest = max(highest, scores[t])
+    return highest
+
+
+@jit()
+def _add_tokens(q, first, at, base, n, top, mass, total, scores, rows, threshold, scales, stored):
+    """Attends n <= TILE tokens exactly: see `_score_tokens`; values are at at[1].
+
+    A value's scales lie `scales` bytes after its key's. total[g] and mass[g] are relative to
+    e^top[g]. Returns the number of value rows read.
+    """
+    count, read = len(top), 0
+    if n == 0:
+        return read
+    _score_tokens(q, first, at, base, n, scores, rows, stored)
+    for t in range(n):
+        at[2, t] += scales
     for g in range(count):
-        highest, added = top[g], np.float32(0.0)
-        for t in range(n):
-            highest = max(highest, scores[g, t])
-        if highest > top[g]:
-            shrink = exp(top[g] - highest)
-            mass[g] *= shrink
-            for d in range(total.shape[1]):
-                total[g, d] *= shrink
-            top[g] = highest
+        added = np.float32(0.0)
+        _raise_top(_highest(scores[g], n), g, top, mass, total)
         for t in range(n, TILE):
             scores[g, t] = np.float32(-np.inf)
         for t in range(TILE):
-            scores[g, t] = exp(scores[g, t] - highest)
+            scores[g, t] = exp(scores[g, t] - top[g])
         for t in range(TILE):
             added += scores[g, t]
         mass[g] += added
@@ -191,6 +212,39 @@ def _score_centre(w, h, s, c, kind, centre, shared):
 
 
 @jit()
+def _place_of(w, h, s, c, stored):
+    """Address and number of tokens of cluster c of segment s in the store."""
+    table, (starts, _) = i8(w, TABLE), runs_of(w, h, s)
+    before = h * table[s, S_TOKENS] + starts[c]
+    bytes_each = 2 * (row_bytes(w, stored) + scale_bytes(w, stored))
+    return table[s, BLOCKS] + before * bytes_each, np.int64(starts[c + 1] - starts[c])
+
+
+@jit()
+def _begin_high(w, h, kind, stored, at, base, scores, rows, top, mass, total):
+    """Raises `top` to the largest logits in the cluster of highest rank.
+
+    Without it the values of all tokens that are attended before that cluster seem to count.
+    """
+    best, count = i8(w, FOUND)[h, 6], w[GROUP]
+    if best < 0:
+        return
+    s, c = i4(w, SEGMENT)[h, best], np.int64(i4(w, CLUSTER)[h, best])
+    keys, size = _place_of(w, h, s, c, stored)
+    width, scales = row_bytes(w, stored), scale_bytes(w, stored)
+    n, shared = min(size, TILE), np.empty(count, np.float32)
+    if not is_plain(stored):
+        _score_centre(w, h, s, c, kind, np.empty(w[DIM], np.float32), shared)
+    for t in range(n):
+        at[0, t], at[2, t] = keys + t * width, keys + 2 * (size * width + t * scales)
+        base[:, t] = shared
+    q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
+    _score_tokens(q, h * count, at, base, n, scores, rows, stored)
+    for g in range(count):
+        _raise_top(_highest(scores[g], n), g, top, mass, total)
+
+
+@jit()
 def _attend_exactly(w, kind, stored, task):
     """The retrieved tokens of a part of the clusters of one head; returns the rows read.
 
@@ -198,7 +252,7 @@ def _attend_exactly(w, kind, stored, task):
     """
     h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
     places, clusters, zones = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, ZONE)[h]
-    table, candidates = i8(w, TABLE), i8(w, FOUND)[h, 1]
+    candidates = i8(w, FOUND)[h, 1]
     q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
     threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, i8(w, TOKENS)[0, h]))
     top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
@@ -209,14 +263,14 @@ def _attend_exactly(w, kind, stored, task):
     base = f4(w, PART_BASE)[2 * task * count : 2 * (task + 1) * count].reshape((2, count, TILE))
     centre, shared = f4(w, PART_CENTRE)[task], np.empty(count, np.float32)
     width, scales = row_bytes(w, stored), scale_bytes(w, stored)
-    read, n, tiles = np.int64(0), 0, 0
+    _begin_high(w, h, kind, stored, at[0], base[0], scores, rows, top, mass, total)
+    # Of sharp attention few values count.
+    read, n, tiles, sharp = np.int64(0), 0, 0, i8(w, FOUND)[h, 5] != 0
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
             continue
         s, c = places[i], np.int64(clusters[i])
-        starts, _ = runs_of(w, h, s)
-        size, before = np.int64(starts[c + 1] - starts[c]), h * table[s, S_TOKENS] + starts[c]
-        keys = table[s, BLOCKS] + before * 2 * (width + scales)
+        keys, size = _place_of(w, h, s, c, stored)
         read += size
         if not is_plain(stored):
             _score_centre(w, h, s, c, kind, centre, shared)
@@ -224,7 +278,8 @@ def _attend_exactly(w, kind, stored, task):
             key, value = keys + t * width, keys + (size + t) * width
             for line in range(0, width, LINE):
                 touch(key + line)
-                touch(value + line)
+                if not sharp:
+                    touch(value + line)
             at[tiles % 2, 0, n], at[tiles % 2, 1, n] = key, value
             if not is_plain(stored):
                 at[tiles % 2, 2, n] = keys + 2 * (size * width + t * scales)

@@ -293,7 +293,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
         (RULES, np.float64, 1, 12),
-        (FOUND, np.int64, kv_heads, 6),
+        (FOUND, np.int64, kv_heads, 7),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),
         (BUCKET_NUMBER, np.int64, kv_heads, BUCKETS),

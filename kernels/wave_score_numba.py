@@ -37,6 +37,7 @@ from .wave_words_numba import (
     MOST,
     NONE,
     NORMS,
+    ONE,
     PART_MASS,
     PART_TOP,
     PARTS,
@@ -464,4 +465,8 @@ def choose(w, h):
     i8(w, TOKENS)[0, h] = select(
         w, h, ranks, sizes, n, left, found[2], most, w[FLOOR], end, zones, RETRIEVED
     )
+    found[6] = NONE - ONE
+    for i in range(n):
+        if zones[i] == RETRIEVED and (found[6] < 0 or ranks[i] > ranks[found[6]]):
+            found[6] = i
     _forget_retrieved(w, h)

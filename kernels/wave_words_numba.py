@@ -67,7 +67,8 @@ SIZE = np.int64(58)  # int32 [H, candidates]: tokens
 ZONE = np.int64(61)  # int32 [H, candidates]
 SEGMENT = np.int64(64)  # int32 [H, candidates]: where a candidate is
 CLUSTER = np.int64(67)  # int32 [H, candidates]
-# int64 [H, 6]: grouped candidates, candidates, tokens to take, clusters, tokens, sharp or not
+# int64 [H, 7]: grouped candidates, candidates, tokens to take, clusters, tokens, sharp or not,
+# and the retrieved candidate of highest rank, -1 for none
 FOUND = np.int64(70)
 Z = np.int64(73)  # float32 [H, G]: log of the whole mass
 BUCKET_TOKENS = np.int64(76)  # int64 [H, BUCKETS]

@@ -68,9 +68,9 @@ class WaveConfig:
     sure: float = 0.01
     """Attention is sharp when the groups that would not be looked into claim less than this share
     of the mass. They are not believed, because a mean hides a lone token: ..."""
-    sharp_descend: float = 0.3
+    sharp_descend: float = 0.2
     """... this share of the groups is looked into ..."""
-    sharp_cap: float = 0.03
+    sharp_cap: float = 0.04
     """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
     believed to be left."""
     prefill_descend: float = 0.08
