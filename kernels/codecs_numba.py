@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .codecs import Codec
 
 
+WORTH = 1024
+"""Rows from which on it pays to wake another thread."""
+
+
 @jit()
 def _cluster_of(starts, token):
     """The last cluster that begins at `token` or before: empty ones before it hold nothing."""
@@ -63,7 +67,8 @@ def decode(
     codec: Codec, blocks: Tensor, starts: Tensor, centres: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `Codec.decode`; on PyTorch's number of threads."""
-    dim, n, members = centres.shape[1], len(tokens), torch.get_num_threads()
+    dim, n = centres.shape[1], len(tokens)
+    members = torch.get_num_threads() if n >= WORTH else 1
     dtype = codec.element if codec.plain else torch.float32
     keys, values = torch.empty(n, dim, dtype=dtype), torch.empty(n, dim, dtype=dtype)
     stored = KINDS[codec.element]
@@ -71,7 +76,8 @@ def decode(
     seen = stored.dtype if codec.plain else np.float32
     into = [t.view(bits).numpy().view(seen) for t in (keys, values)]
     blocks = blocks.contiguous()
-    read = [t.contiguous().numpy() for t in (starts.int(), centres.float(), tokens.long())]
+    centres = torch.empty(0, dim) if codec.plain else centres.float()
+    read = [t.contiguous().numpy() for t in (starts.int(), centres, tokens.long())]
 
     def share(number: int) -> None:
         first, stop = (n * m // members for m in (number, number + 1))

@@ -108,7 +108,9 @@ class Segment:
         """
         if tokens is None:
             tokens = torch.arange(self.tokens, device=self.blocks.device)
-        return self.codec.decode(self.blocks[head], self.starts[head], self.centres(head), tokens)
+        # A plain codec only wants to know how many dimensions there are.
+        centres = self.fine.centroids[head] if self.codec.plain else self.centres(head)
+        return self.codec.decode(self.blocks[head], self.starts[head], centres, tokens)
 
     def recoded(self, codec: Codec) -> Segment:
         """The same with its rows, as they are decoded, in another codec."""

@@ -130,14 +130,14 @@ def _block(
     scaled = q.float() * scale
     norms = scaled.square().sum(dim=1) if rules.second_order else scaled.new_zeros(len(scaled))
     z = lse.float().clone()
-    coarse = scaled @ index.groups.keys.T
+    coarse = _products(scaled, index.groups.keys, q.dtype)
     _log_masses(coarse, norms, index.group_sizes.log(), index.groups.spreads, z)
     ranks = torch.exp(coarse - z[:, None]).sum(0)
     count = math.ceil(rules.descend * len(ranks))
     descended = torch.topk(ranks, count).indices.sort().values
     inside, level = index.inside(descended), index.clusters
     sizes = index.sizes[inside]
-    near, z = scaled @ level.keys[inside].T, lse.float().clone()
+    near, z = _products(scaled, level.keys[inside], q.dtype), lse.float().clone()
     _log_masses(near, norms, sizes.log(), level.spreads[inside], z)
     coarse[:, descended] = -math.inf
     z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
@@ -152,6 +152,11 @@ def _block(
     estimate += coarse.bfloat16() @ index.groups.values
     rest = estimate / mass.clamp(min=torch.finfo().tiny), (mass.log() + z[:, None])[:, 0]
     return merge((exact[0], exact_lse[0]), rest)
+
+
+def _products(queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Queries [R, D] times keys [n, D] as float32, multiplied in `dtype`, as the model does."""
+    return (queries.to(dtype) @ keys.to(dtype).T).float()
 
 
 def _log_masses(

@@ -73,9 +73,9 @@ class WaveConfig:
     sharp_cap: float = 0.04
     """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
     believed to be left."""
-    prefill_descend: float = 0.08
+    prefill_descend: float = 0.06
     """Wave prefill: share of the groups that a block of queries looks into ..."""
-    prefill_cap: float = 0.015
+    prefill_cap: float = 0.01
     """... and share of the clustered tokens that it attends exactly."""
     iterations: int = 8
     """Rounds of spherical k-means."""

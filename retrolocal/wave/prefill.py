@@ -15,7 +15,7 @@ from ..kernels.merge import merge
 from ..kernels.wave_prefill import Blocks, wave_prefill
 from .index import WaveIndex
 
-BLOCK_TOKENS = 128
+BLOCK_TOKENS = 256
 """Positions whose queries share one choice of clusters."""
 
 
