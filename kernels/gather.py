@@ -22,9 +22,7 @@ Ints = NDArray[np.int64]
 
 
 class Fetch(Protocol):
-    def __call__(
-        self, segments: Ints, heads: Ints, clusters: Ints
-    ) -> AbstractContextManager[Ints]:
+    def __call__(self, segments: Ints, heads: Ints, clusters: Ints) -> AbstractContextManager[Ints]:
         """Addresses int64 [n] of the blocks of n different clusters, valid inside the context.
 
         Cluster i is number clusters[i] of KV head heads[i] of segment segments[i] and holds at

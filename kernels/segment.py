@@ -183,7 +183,8 @@ class SegmentTable(Sequence[Segment]):
     """
 
     COLUMNS = 18
-    """12 addresses of `Segment.tensors` (0 of what is on the meta device), then C, M, U, N, groups and singles of all before."""
+    """12 addresses of `Segment.tensors` (0 on the meta device), then C, M, U, N, groups and singles
+    of all before."""
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []

@@ -197,7 +197,9 @@ def _retrieved(work: _Work) -> _Retrieved:
     # What is beyond a head's candidates is left over from earlier steps.
     taken &= np.arange(most) < work[FOUND][:, 1:2]
     heads, numbers = np.nonzero(taken)
-    segments, clusters = (work[name][heads, numbers].astype(np.int64) for name in (SEGMENT, CLUSTER))
+    segments, clusters = (
+        work[name][heads, numbers].astype(np.int64) for name in (SEGMENT, CLUSTER)
+    )
     return _Retrieved((heads, numbers), (segments, heads, clusters))
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .attention import partial_attention
-from .merge import merge
 from .gather import Fetch, cluster_rows
+from .merge import merge
 from .segment import Level, Segment, SegmentTable, ranges
 from .wave_attention import compiled, log_mass
 

@@ -24,6 +24,7 @@ from .shared_options import (
     extraction_options,
     model_options,
     prefill_option,
+    ram_option,
     threads_option,
     wave_config,
     wave_options,
@@ -230,6 +231,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
+        ram=arguments.ram,
         revision=arguments.revision,
         offline=arguments.offline,
     )
@@ -281,6 +283,7 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         help="tokens of context (default: 0, as many as the model has positions for)",
     )
     batch_option(group)
+    ram_option(group)
 
 
 def _answer_options(group: argparse._ArgumentGroup) -> None:

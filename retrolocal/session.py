@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from .arguments import size
 from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import (
@@ -35,14 +36,23 @@ from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, generate_tokens, stream_text
-from .head import Heads
+from .head import Head, Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import MemoryEstimate, estimate, require
+from .memory import (
+    MemoryEstimate,
+    Placement,
+    estimate,
+    limit,
+    placed,
+    require_file,
+    resident_bytes,
+)
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
+from .paths import spill_dir
 from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
@@ -52,7 +62,11 @@ from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
+from .wave.tiers import Tiers
 from .wave.zones import piece_end
+
+KEPT_CHUNK = 1024
+"""Tokens of a prompt behind a text that is kept, for an estimate of memory."""
 
 
 def load(
@@ -68,13 +82,14 @@ def load(
     ctx_size: int = 0,
     batch_size: int = 8192,
     threads: int = 0,
+    ram: int | str = 0,
     revision: str | None = None,
     offline: bool = False,
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig`; raises UsageError for a value that
-    makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
+    UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = SessionConfig(
         device=cast(Device, device),
@@ -89,6 +104,7 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
+        ram=_bytes(ram),
         revision=revision,
         offline=offline,
     )
@@ -132,6 +148,7 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
+        self._program_bytes = resident_bytes()
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -205,7 +222,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        self._context = None
+        self._drop_context()
 
     def statistics(self) -> CacheStatistics | None:
         """The figures of the conversation's caches, also while it is answered; None before."""
@@ -220,7 +237,7 @@ class Session:
     def documents_estimate(self) -> tuple[int, MemoryEstimate]:
         """Tokens of the documents, and what reading them takes beside the weights."""
         head = self._heads.of(self._conversation.documents)
-        return len(head.ids), self._estimate(len(head.ids), weight_bytes=0)
+        return len(head.ids), self._estimate(head, weight_bytes=0)
 
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
@@ -265,7 +282,8 @@ class Session:
             options = replace(options, sampling=replace(sampling, temperature=temperature))
         names = tuple(str(file) for file in files)
         if names != self._files:
-            self._files, self._file_context = None, None
+            self._files = None
+            self._drop_file_context()
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
             self._files = names
@@ -316,8 +334,9 @@ class Session:
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
-        self._context = self._file_context = self._files = None
-        self._file_documents = ()
+        self._drop_context()
+        self._drop_file_context()
+        self._files, self._file_documents = None, ()
         self._heads.forget()
         self._decoder = None
         if self._shelf is not None:
@@ -334,9 +353,24 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _caches(self, expected: int = 0) -> list[AnyCache]:
+    def _drop_context(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
+
+    def _drop_file_context(self) -> None:
+        context, self._file_context = self._file_context, None
+        if context is not None:
+            context.close()
+
+    def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
         return layer_caches(
-            self.model_config, self.config, self.dtype, self.device, expected=expected
+            self.model_config,
+            self.config,
+            self.dtype,
+            self.device,
+            expected=expected,
+            tiers=tiers,
         )
 
     def _conversation_context(self) -> Context:
@@ -346,14 +380,19 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
+        found = self._placement(head)
+        tiers = None
+        if found is not None:
+            tiers = Tiers(ram_bytes=found.ram, cache_bytes=found.cache, folder=spill_dir())
         return Context(
             self._open_decoder(),
-            self._caches(expected=len(head.ids)),
+            self._caches(expected=len(head.ids), tiers=tiers),
             head.ids,
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
             piece_end=lambda tokens: piece_end(tokens, self.config.wave),
+            closing=(lambda: None) if tiers is None else tiers.close,
         )
 
     def _read_head(
@@ -368,7 +407,7 @@ class Session:
             documents,
             opening=head.opening,
             page_map=head.places.tobytes,
-            expected_bytes=self._estimate(len(head.ids), weight_bytes=0).cache,
+            expected_bytes=self._estimate(head, weight_bytes=0).cache,
         )
 
     def _answer(
@@ -473,23 +512,44 @@ class Session:
         head = self._heads.of(tuple(documents))
         if documents:
             self._require_positions(len(head.ids) + 1)
-        # What is kept stays in its files, whose pages the system can take back.
-        tokens = 0 if head.kept else len(head.ids)
-        needed = self._estimate(
-            tokens, weight_bytes=self._weight_bytes if self._decoder is None else 0
-        )
         if self.device.type == "cpu":
-            require(needed, model=self.name, tokens=tokens)
+            self._placement(head)
 
-    def _estimate(self, tokens: int, *, weight_bytes: int) -> MemoryEstimate:
+    def _placement(self, head: Head) -> Placement | None:
+        """Where this head's keys and values go; None where memory is not the CPU's.
+
+        Raises MemoryLimitError when they go nowhere.
+        """
+        if self.device.type != "cpu":
+            return None
+        tokens, loaded = len(head.ids), self._decoder is not None
+        needed = self._estimate(head, weight_bytes=self._weight_bytes)
+        used = self._program_bytes
+        # What is free now is free without what is loaded.
+        there = limit(self.config.ram, used + (self._weight_bytes if loaded else 0))
+        found = placed(needed, there, used, model=self.name, tokens=tokens)
+        if self._shelf is None:
+            require_file(needed, found, spill_dir(), tokens=tokens)
+        return found
+
+    def _estimate(self, head: Head, *, weight_bytes: int) -> MemoryEstimate:
+        # What the library has is not read in chunks.
+        chunk = min(self.config.batch_size, KEPT_CHUNK) if head.kept else self.config.batch_size
         return estimate(
             self.model_config,
             weight_bytes=weight_bytes,
             element_bytes=self.dtype.itemsize,
-            tokens=tokens,
-            chunk_tokens=self.config.batch_size,
+            tokens=len(head.ids),
+            chunk_tokens=chunk,
             wave=None if self.config.cache == "dense" else self.config.wave,
         )
+
+
+def _bytes(ram: int | str) -> int:
+    try:
+        return ram if isinstance(ram, int) else size(ram)
+    except ValueError:
+        raise UsageError(f"ram is {ram!r}; give bytes, or a size such as '4G'") from None
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace, _ArgumentGroup
 from typing import TYPE_CHECKING
 
-from .arguments import budget, page_ranges
+from .arguments import budget, page_ranges, size
 from .config import DOCUMENT_STORE, StoreType, WaveConfig, environment
 from .errors import UsageError
 
@@ -183,6 +183,17 @@ def budget_option(group: _ArgumentGroup) -> None:
         metavar="auto|FRACTION",
         help="share of the text attended exactly in a step; 1 is dense attention (auto: as much "
         "as the mass asks for, up to a few per cent)",
+    )
+
+
+def ram_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--ram",
+        type=size,
+        default=0,
+        metavar="SIZE",
+        help="memory that the program may use, such as 4G: clustered keys and values beyond it lie "
+        "in a file, the most useful of them in memory (default: what is free)",
     )
 
 

@@ -8,7 +8,6 @@ name that goes away with the process; its clusters then come through the wave bu
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -217,9 +217,7 @@ class CheckedSource:
         self.verify(offset, len(into))
         self._source.read(offset, into)
 
-    def verify(
-        self, offsets: int | NDArray[np.int64], lengths: int | NDArray[np.int64]
-    ) -> None:
+    def verify(self, offsets: int | NDArray[np.int64], lengths: int | NDArray[np.int64]) -> None:
         """Checks these bytes; raises what the check raises. Any thread may call."""
         offsets, lengths = np.atleast_1d(offsets), np.atleast_1d(lengths)
         wanted = np.zeros(len(self._sure) + 1, np.int64)
@@ -250,4 +248,3 @@ def require_inside(name: object, offset: int, length: int, bytes: int) -> None:
             f"{name}: bytes {offset:,} to {offset + length:,} are wanted and there are "
             f"{bytes:,}; it is damaged or of another document"
         )
-
