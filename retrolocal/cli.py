@@ -35,7 +35,7 @@ USAGE = """usage: retrolocal COMMAND [options]
 commands:
   chat       ask a model about a document, or talk to it
   ingest     read documents ahead, to ask about them at once later
-  bench      how fast: attention, decode, prefill
+  bench      how fast: attention, decode, prefill, buffer, reopen
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
 

@@ -148,7 +148,7 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
-        self._program_bytes = resident_bytes()
+        self._program_bytes = 0
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -524,6 +524,9 @@ class Session:
             return None
         tokens, loaded = len(head.ids), self._decoder is not None
         needed = self._estimate(head, weight_bytes=self._weight_bytes)
+        if not loaded:
+            # With the texts and the token ids, whose memory nobody estimates.
+            self._program_bytes = resident_bytes()
         used = self._program_bytes
         # What is free now is free without what is loaded.
         there = limit(self.config.ram, used + (self._weight_bytes if loaded else 0))

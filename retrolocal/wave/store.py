@@ -74,7 +74,9 @@ class RamStore:
         self._segments: list[Segment] = []
 
     def append(self, segment: Segment, stored: Stored | None = None) -> Segment:
-        """See `BlockStore.append`."""
+        """See `BlockStore.append`; what has to be checked is checked now, DamagedError."""
+        if stored is not None and stored.check is not None:
+            stored.check(0, nbytes(segment.blocks))
         self._segments.append(segment)
         return segment
 

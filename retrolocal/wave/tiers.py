@@ -22,7 +22,7 @@ from ..errors import StoreError
 from ..kernels.gather import Fetch
 from ..kernels.segment import Segment, nbytes
 from .buffer.buffer import WaveBuffer
-from .buffer.prefetch import Prefetcher
+from .buffer.prefetch import THREADS, Prefetcher
 from .buffer.source import BlockSource, CheckedSource, FileSource, RamSource, Stored
 from .buffer.table import Ints
 from .store import StoreFigures
@@ -35,15 +35,21 @@ class Tiers:
     """Shared by the layers of one context; for one thread. `close` gives everything back."""
 
     def __init__(
-        self, *, ram_bytes: float = math.inf, cache_bytes: int = 0, folder: Path | None = None
+        self,
+        *,
+        ram_bytes: float = math.inf,
+        cache_bytes: int = 0,
+        folder: Path | None = None,
+        readers: int = THREADS,
     ) -> None:
-        """`ram_bytes` of blocks stay in RAM; `cache_bytes` are for the block caches of all layers.
+        """`ram_bytes` of blocks stay in RAM; `cache_bytes` are for the block caches of all layers,
+        for which so many `readers` read ahead.
 
         What is written goes to `folder`, by default that for temporary files, which in many
         systems is RAM too.
         """
         self._left = ram_bytes
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._readers = cache_bytes, readers
         self._spill = SpillFile(Path(tempfile.gettempdir()) if folder is None else folder)
         self._prefetcher: Prefetcher | None = None
         self._stores: list[TieredStore] = []
@@ -62,7 +68,7 @@ class Tiers:
     @property
     def prefetcher(self) -> Prefetcher:
         if self._prefetcher is None:
-            self._prefetcher = Prefetcher()
+            self._prefetcher = Prefetcher(self._readers)
         return self._prefetcher
 
     def claim(self, bytes: int) -> bool:
@@ -84,6 +90,10 @@ class Tiers:
         """What was spilled as `source` is not needed any more."""
         self._spill.free(source)
 
+    def drop(self) -> None:
+        """Lets the system forget its copies of what was spilled: the next read is of the disk."""
+        self._spill.drop()
+
     def scratch(self, bytes: int) -> Tensor:
         """Memory, uint8 [bytes], that everybody uses in turn."""
         if self._scratch.numel() < bytes:
@@ -92,8 +102,10 @@ class Tiers:
 
     def foresee_after(self, store: TieredStore) -> None:
         """The layer behind `store` (behind the last, the first) will fetch next."""
-        at = self._stores.index(store)
-        self._stores[(at + 1) % len(self._stores)].foresee()
+        at = self._stores.index(store) + 1
+        following = self._stores[at % len(self._stores)]
+        if following is not store:
+            following.foresee()
 
     def close(self) -> None:
         """Waits for what is being read; no store may be used afterwards. Idempotent.
@@ -147,6 +159,11 @@ class SpillFile:
         """Its place may be written over."""
         start = self._places.pop(source)
         self._free.setdefault(source.bytes, []).append(start)
+
+    def drop(self) -> None:
+        """Out of the page cache."""
+        if self._whole is not None:
+            self._whole.part(0, self._end).forget()
 
     def close(self) -> None:
         """Nobody may be reading."""

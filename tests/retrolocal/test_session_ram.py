@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,10 +49,9 @@ def document(tmp_path: Path) -> Document:
     return document_of(path)
 
 
-@pytest.fixture(params=[40_000, 1], ids=["some slots", "no slot"])
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that holds no segment, and block caches of so many bytes."""
-    monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, request.param))
+def little(monkeypatch: pytest.MonkeyPatch, cache_bytes: int = 4000) -> None:
+    """From now on memory holds no segment, and block caches of so many bytes."""
+    monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, cache_bytes))
 
 
 def ask(session: Session, document: Document, first: int = 200) -> Reply:
@@ -84,11 +87,12 @@ def files(library: Library) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("cache_bytes", [40_000, 1], ids=["some slots", "no slot"])
 def test_answers_are_the_same_without_a_library(
-    document: Document, request: pytest.FixtureRequest
+    document: Document, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = answers(document, None)
-    request.getfixturevalue("small")
+    little(monkeypatch, cache_bytes)
     found = answers(document, None)
     assert told(found) == told(expected)
     assert all(reply.cache.file_bytes == 0 for reply in expected)
@@ -99,12 +103,12 @@ def test_answers_are_the_same_without_a_library(
 
 
 def test_answers_and_files_are_the_same_with_a_library(
-    tmp_path: Path, library: Library, document: Document, request: pytest.FixtureRequest
+    tmp_path: Path, library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read now, read on after an interruption, and read before."""
     plain = Library(tmp_path / "plain")
     expected, again = answers(document, plain), answers(document, plain)
-    request.getfixturevalue("small")
+    little(monkeypatch)
     keeping = Keeping(library=library, required=True)
     with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
         for progress in session.read_documents():
@@ -125,7 +129,7 @@ def test_a_library_that_is_removed_under_a_chat(
     """The chat goes on: it holds on to its files."""
     answers(document, library)
     if far:
-        monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, 4000))
+        little(monkeypatch)
     keeping = Keeping(library=library)
     with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
         assert session.documents_kept
@@ -153,7 +157,7 @@ def test_a_large_entry_is_checked_when_it_is_touched(
     expected = answers(document, library)
     monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
     if far:
-        monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, 4000))
+        little(monkeypatch)
     assert [reply.text for reply in answers(document, library)] == [r.text for r in expected]
     path = blocks_of(library, 1)
     remarks: list[str] = []
@@ -168,9 +172,8 @@ def test_a_large_entry_is_checked_when_it_is_touched(
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 40)
-    yield
 
 
 @pytest.mark.usefixtures("machine")
@@ -187,10 +190,11 @@ def test_ram_that_is_too_little_even_with_a_file(document: Document) -> None:
         SessionConfig(ram=1, device="cuda")
 
 
-@pytest.mark.usefixtures("small", "machine")
+@pytest.mark.usefixtures("machine")
 def test_more_tokens_than_memory_and_disk(
     document: Document, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    little(monkeypatch)
     monkeypatch.setattr(memory, "disk_free", lambda folder: 1000)
     with pytest.raises(MemoryLimitError, match=r"tokens have .* more than fit into memory, and"):
         Session.open("builtin", CONFIG, documents=[document])
@@ -211,9 +215,46 @@ def test_a_file_of_a_part_is_opened_once(
             super().__init__(path)
 
     monkeypatch.setattr(kept, "FileSource", Counted)
-    monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, 4000))
+    little(monkeypatch)
     with Session.open(
         "builtin", CONFIG, documents=[document], keeping=Keeping(library=library)
     ) as session:
         ask(session, document)
     assert len(opened) == len(set(opened)) == len(library.find("book.txt").segments) + 1
+
+
+@pytest.mark.slow
+def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -> None:
+    """A process of its own never has more memory than --ram, and answers as without."""
+    text = (material / "texts" / "kjv-bible.txt").read_text("utf-8")
+    book = tmp_path / "book.txt"
+    book.write_text(text[: len(text) // 2], encoding="utf-8")
+    words = ["chat", "--no-store", "-f", str(book), "-n", "8", "--temp", "0", "--json", "-q"]
+    words += [
+        "--cache",
+        "wave",
+        "--store-type",
+        "bf16",
+        "-p",
+        " ".join(text[400_000:400_080].split()),
+    ]
+
+    def chat(*more: str) -> tuple[dict[str, Any], int]:
+        """What was printed, and the most memory that the process had, bytes."""
+        program = [sys.executable, "-P", "-m", "retrolocal", *words, *more]
+        with subprocess.Popen(program, stdout=subprocess.PIPE) as running:
+            assert running.stdout is not None
+            printed = running.stdout.read()
+            _, status, used = os.wait4(running.pid, 0)
+            running.returncode = os.waitstatus_to_exitcode(status)
+        assert running.returncode == 0
+        return json.loads(printed), used.ru_maxrss * 1024
+
+    plain, without = chat()
+    assert plain["cache"]["file_bytes"] == 0
+    bound = without - plain["cache"]["bytes"] * 3 // 4
+    found, within = chat("--ram", str(bound))
+    print(f"without {without:,}, --ram {bound:,}: {within:,}; {found['cache']}")  # noqa: T201
+    assert found["cache"]["file_bytes"] == pytest.approx(plain["cache"]["bytes"], rel=0.05)
+    assert found["text"] == plain["text"]
+    assert within <= bound

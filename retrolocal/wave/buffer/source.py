@@ -163,6 +163,8 @@ class FileSource:
 
     def forget(self) -> None:
         """Asks the system to drop its own copies of the file: the next read is one of the disk."""
+        # What is not on the disk yet cannot be dropped.
+        os.fsync(self._file.descriptor)
         self._advise(0, self._bytes, "POSIX_FADV_DONTNEED")
 
     def close(self) -> None:
