@@ -144,8 +144,8 @@ def prefill_option(group: _ArgumentGroup) -> None:
         default="auto",
         metavar="auto|dense|wave",
         help="how a long prompt is read: exactly (dense), or through the index from the length on "
-        "where that is faster, with an error of its own (wave); auto is dense but for questions of up "
-        "to 64 tokens behind a text",
+        "where that is faster, with an error of its own (wave); auto is dense but for questions "
+        "of up to 64 tokens behind a text",
     )
 
 
