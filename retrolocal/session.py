@@ -17,7 +17,6 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from .arguments import size
 from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import (
@@ -36,27 +35,19 @@ from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, generate_tokens, stream_text
-from .head import Head, Heads
+from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import (
-    MemoryEstimate,
-    Placement,
-    estimate,
-    limit,
-    placed,
-    require_file,
-    resident_bytes,
-)
+from .memory import MemoryEstimate
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
-from .paths import spill_dir
 from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
+from .room import Room, ram_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
@@ -64,9 +55,6 @@ from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.tiers import Tiers
 from .wave.zones import piece_end
-
-KEPT_CHUNK = 1024
-"""Tokens of a prompt behind a text that is kept, for an estimate of memory."""
 
 
 def load(
@@ -104,7 +92,7 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
-        ram=_bytes(ram),
+        ram=ram_bytes(ram),
         revision=revision,
         offline=offline,
     )
@@ -136,7 +124,15 @@ class Session:
         self.device = choose_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
-        self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
+        self._room = Room(
+            name=name,
+            model=self.model_config,
+            config=config,
+            dtype=self.dtype,
+            device=self.device,
+            weight_bytes=checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize,
+            keeps=keeping is not None,
+        )
         eos = _known(self.tokenizer, self.tokenizer.eos_token)
         self._defaults = generation_defaults(folder, stop_ids=eos)
         self._end_ids = self._defaults.stop_ids
@@ -148,7 +144,6 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
-        self._program_bytes = 0
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -165,6 +160,7 @@ class Session:
             device=self.device,
             progress=lambda done, total: progress(Progress("load", done, total)),
         )
+        self._room.loaded = True
         self.load_seconds = time.monotonic() - began
 
     @classmethod
@@ -222,7 +218,8 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        self._drop_context()
+        _close(self._context)
+        self._context = None
 
     def statistics(self) -> CacheStatistics | None:
         """The figures of the conversation's caches, also while it is answered; None before."""
@@ -237,7 +234,7 @@ class Session:
     def documents_estimate(self) -> tuple[int, MemoryEstimate]:
         """Tokens of the documents, and what reading them takes beside the weights."""
         head = self._heads.of(self._conversation.documents)
-        return len(head.ids), self._estimate(head, weight_bytes=0)
+        return len(head.ids), self._room.estimate(head)
 
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
@@ -282,8 +279,8 @@ class Session:
             options = replace(options, sampling=replace(sampling, temperature=temperature))
         names = tuple(str(file) for file in files)
         if names != self._files:
-            self._files = None
-            self._drop_file_context()
+            _close(self._file_context)
+            self._files = self._file_context = None
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
             self._files = names
@@ -323,8 +320,7 @@ class Session:
         caches = self._caches()
         ids = torch.tensor(list(token_ids), device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)
-        step = self.config.batch_size
-        chunks = zip(torch.split(ids, step), torch.split(positions, step), strict=True)
+        chunks = zip(*(t.split(self.config.batch_size) for t in (ids, positions)), strict=True)
         decoder = self._open_decoder()
         return torch.cat([decoder(c, at, caches, c.shape[0]) for c, at in chunks])
 
@@ -334,9 +330,9 @@ class Session:
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
-        self._drop_context()
-        self._drop_file_context()
-        self._files, self._file_documents = None, ()
+        _close(self._context, self._file_context)
+        self._context = self._file_context = self._files = None
+        self._file_documents = ()
         self._heads.forget()
         self._decoder = None
         if self._shelf is not None:
@@ -353,25 +349,9 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _drop_context(self) -> None:
-        context, self._context = self._context, None
-        if context is not None:
-            context.close()
-
-    def _drop_file_context(self) -> None:
-        context, self._file_context = self._file_context, None
-        if context is not None:
-            context.close()
-
     def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
-        return layer_caches(
-            self.model_config,
-            self.config,
-            self.dtype,
-            self.device,
-            expected=expected,
-            tiers=tiers,
-        )
+        made_with = (self.model_config, self.config, self.dtype, self.device)
+        return layer_caches(*made_with, expected=expected, tiers=tiers)
 
     def _conversation_context(self) -> Context:
         if self._context is None:
@@ -380,10 +360,7 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
-        found = self._placement(head)
-        tiers = None
-        if found is not None:
-            tiers = Tiers(ram_bytes=found.ram, cache_bytes=found.cache, folder=spill_dir())
+        tiers = self._room.tiers(head)
         return Context(
             self._open_decoder(),
             self._caches(expected=len(head.ids), tiers=tiers),
@@ -407,7 +384,7 @@ class Session:
             documents,
             opening=head.opening,
             page_map=head.places.tobytes,
-            expected_bytes=self._estimate(head, weight_bytes=0).cache,
+            expected_bytes=self._room.estimate(head).cache,
         )
 
     def _answer(
@@ -464,10 +441,8 @@ class Session:
         for cache in context.caches:
             cache.reset_statistics()
         sampler = make_sampler(options.sampling or self.sampling(), prompt_ids)
-        blocked = torch.tensor(
-            sorted(self._end_ids) if options.ignore_eos else [], dtype=torch.long
-        )
-        blocked = blocked.to(self.device)
+        ends = sorted(self._end_ids) if options.ignore_eos else []
+        blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
 
         def draw(logits: Tensor) -> int:
             token = sampler(logits.index_fill(0, blocked, -torch.inf))
@@ -510,49 +485,14 @@ class Session:
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
         head = self._heads.of(tuple(documents))
-        if documents:
-            self._require_positions(len(head.ids) + 1)
-        if self.device.type == "cpu":
-            self._placement(head)
-
-    def _placement(self, head: Head) -> Placement | None:
-        """Where this head's keys and values go; None where memory is not the CPU's.
-
-        Raises MemoryLimitError when they go nowhere.
-        """
-        if self.device.type != "cpu":
-            return None
-        tokens, loaded = len(head.ids), self._decoder is not None
-        needed = self._estimate(head, weight_bytes=self._weight_bytes)
-        if not loaded:
-            # With the texts and the token ids, whose memory nobody estimates.
-            self._program_bytes = resident_bytes()
-        used = self._program_bytes
-        # What is free now is free without what is loaded.
-        there = limit(self.config.ram, used + (self._weight_bytes if loaded else 0))
-        found = placed(needed, there, used, model=self.name, tokens=tokens)
-        if self._shelf is None:
-            require_file(needed, found, spill_dir(), tokens=tokens)
-        return found
-
-    def _estimate(self, head: Head, *, weight_bytes: int) -> MemoryEstimate:
-        # What the library has is not read in chunks.
-        chunk = min(self.config.batch_size, KEPT_CHUNK) if head.kept else self.config.batch_size
-        return estimate(
-            self.model_config,
-            weight_bytes=weight_bytes,
-            element_bytes=self.dtype.itemsize,
-            tokens=len(head.ids),
-            chunk_tokens=chunk,
-            wave=None if self.config.cache == "dense" else self.config.wave,
-        )
+        self._require_positions(len(head.ids) + bool(documents))
+        self._room.require(head)
 
 
-def _bytes(ram: int | str) -> int:
-    try:
-        return ram if isinstance(ram, int) else size(ram)
-    except ValueError:
-        raise UsageError(f"ram is {ram!r}; give bytes, or a size such as '4G'") from None
+def _close(*contexts: Context | None) -> None:
+    for context in contexts:
+        if context is not None:
+            context.close()
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:

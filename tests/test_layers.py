@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},

@@ -23,7 +23,7 @@ def test_a_pace_is_what_was_fitted() -> None:
     assert pace.slope == pytest.approx(2e-6)
     assert pace.seconds(10_000) == pytest.approx(10 + 100)
     assert Pace(1e-3, 0.0).seconds(0) == 0.0
-    assert (about(125), spoken(3700)) == ("about 2:10", "about 1:01 h left")
+    assert (about(131), spoken(3700)) == ("about 2:10", "about 1:01 h left")
 
 
 def test_the_second_text_is_told_how_long_it_takes(
