@@ -320,7 +320,8 @@ class Session:
         caches = self._caches()
         ids = torch.tensor(list(token_ids), device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)
-        chunks = zip(*(t.split(self.config.batch_size) for t in (ids, positions)), strict=True)
+        size = self.config.batch_size
+        chunks = zip(torch.split(ids, size), torch.split(positions, size), strict=True)
         decoder = self._open_decoder()
         return torch.cat([decoder(c, at, caches, c.shape[0]) for c, at in chunks])
 
@@ -402,8 +403,7 @@ class Session:
         logits = yield from context.read(new_ids, dialogue)
         before_reply, prompt_tokens = context.here(), context.tokens
         prefill_seconds = time.monotonic() - began
-        drawn: list[int] = []
-        text, end = "", None
+        drawn, text, end = list[int](), "", None
         try:
             for event in self._stream(context, logits, new_ids, drawn, options):
                 if isinstance(event, End):

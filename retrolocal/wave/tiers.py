@@ -200,8 +200,9 @@ class TieredStore:
 
     def append(self, segment: Segment, stored: Stored | None = None) -> Segment:
         """See `BlockStore.append`."""
-        blocks, spilled, source = segment.blocks, None, None
+        blocks, spilled = segment.blocks, None
         near = blocks.nbytes if self._tiers.claim(blocks.nbytes) else 0
+        source: BlockSource
         if near:
             source = RamSource(blocks)
         elif stored is not None:
