@@ -29,6 +29,7 @@ from .wave_words_numba import (
     LSE_EXACT,
     MEAN,
     NONE,
+    ONE,
     OUT,
     PART_AT,
     PART_BASE,
@@ -41,6 +42,7 @@ from .wave_words_numba import (
     PART_SUM,
     PART_TOP,
     PARTS,
+    PLACE,
     Q_TURNED,
     RETRIEVED,
     RULES,
@@ -212,12 +214,15 @@ def _score_centre(w, h, s, c, kind, centre, shared):
 
 
 @jit()
-def _place_of(w, h, s, c, stored):
-    """Address and number of tokens of cluster c of segment s in the store."""
+def _place_of(w, h, candidate, stored):
+    """Where a retrieved candidate's block lies, and its number of tokens."""
+    s, c = i4(w, SEGMENT)[h, candidate], np.int64(i4(w, CLUSTER)[h, candidate])
     table, (starts, _) = i8(w, TABLE), runs_of(w, h, s)
     before = h * table[s, S_TOKENS] + starts[c]
-    bytes_each = 2 * (row_bytes(w, stored) + scale_bytes(w, stored))
-    return table[s, BLOCKS] + before * bytes_each, np.int64(starts[c + 1] - starts[c])
+    keys = table[s, BLOCKS] + before * 2 * (row_bytes(w, stored) + scale_bytes(w, stored))
+    if w[PLACE + ONE] > 0:
+        keys = i8(w, PLACE)[h, candidate]
+    return keys, np.int64(starts[c + 1] - starts[c])
 
 
 @jit()
@@ -230,7 +235,7 @@ def _begin_high(w, h, kind, stored, at, base, scores, rows, top, mass, total):
     if best < 0:
         return
     s, c = i4(w, SEGMENT)[h, best], np.int64(i4(w, CLUSTER)[h, best])
-    keys, size = _place_of(w, h, s, c, stored)
+    keys, size = _place_of(w, h, best, stored)
     width, scales = row_bytes(w, stored), scale_bytes(w, stored)
     n, shared = min(size, TILE), np.empty(count, np.float32)
     if not is_plain(stored):
@@ -270,7 +275,7 @@ def _attend_exactly(w, kind, stored, task):
         if zones[i] != RETRIEVED:
             continue
         s, c = places[i], np.int64(clusters[i])
-        keys, size = _place_of(w, h, s, c, stored)
+        keys, size = _place_of(w, h, i, stored)
         read += size
         if not is_plain(stored):
             _score_centre(w, h, s, c, kind, centre, shared)

@@ -24,6 +24,7 @@ from .shared_options import (
     extraction_options,
     model_options,
     prefill_option,
+    ram_option,
     threads_option,
     wave_config,
     wave_options,
@@ -34,7 +35,7 @@ USAGE = """usage: retrolocal COMMAND [options]
 commands:
   chat       ask a model about a document, or talk to it
   ingest     read documents ahead, to ask about them at once later
-  bench      how fast: attention, decode, prefill
+  bench      how fast: attention, decode, prefill, buffer, reopen
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
 
@@ -230,6 +231,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
+        ram=arguments.ram,
         revision=arguments.revision,
         offline=arguments.offline,
     )
@@ -281,6 +283,7 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         help="tokens of context (default: 0, as many as the model has positions for)",
     )
     batch_option(group)
+    ram_option(group)
 
 
 def _answer_options(group: argparse._ArgumentGroup) -> None:

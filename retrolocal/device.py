@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 from .config import SessionConfig
@@ -23,3 +26,14 @@ def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.devic
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
     return torch.float32 if (stored, device.type) == (torch.float16, "cpu") else stored
+
+
+def device_name(device: torch.device) -> str:
+    """The processor or GPU as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if not cpuinfo.is_file():
+        return name
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)

@@ -39,7 +39,7 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import MemoryEstimate, estimate, require
+from .memory import MemoryEstimate
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
@@ -47,11 +47,13 @@ from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
+from .room import Room, ram_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
+from .wave.tiers import Tiers
 from .wave.zones import piece_end
 
 
@@ -68,13 +70,14 @@ def load(
     ctx_size: int = 0,
     batch_size: int = 8192,
     threads: int = 0,
+    ram: int | str = 0,
     revision: str | None = None,
     offline: bool = False,
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig`; raises UsageError for a value that
-    makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
+    UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = SessionConfig(
         device=cast(Device, device),
@@ -89,6 +92,7 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
+        ram=ram_bytes(ram),
         revision=revision,
         offline=offline,
     )
@@ -120,7 +124,15 @@ class Session:
         self.device = choose_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
-        self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
+        self._room = Room(
+            name=name,
+            model=self.model_config,
+            config=config,
+            dtype=self.dtype,
+            device=self.device,
+            weight_bytes=checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize,
+            keeps=keeping is not None,
+        )
         eos = _known(self.tokenizer, self.tokenizer.eos_token)
         self._defaults = generation_defaults(folder, stop_ids=eos)
         self._end_ids = self._defaults.stop_ids
@@ -148,6 +160,7 @@ class Session:
             device=self.device,
             progress=lambda done, total: progress(Progress("load", done, total)),
         )
+        self._room.loaded = True
         self.load_seconds = time.monotonic() - began
 
     @classmethod
@@ -205,6 +218,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
+        _close(self._context)
         self._context = None
 
     def statistics(self) -> CacheStatistics | None:
@@ -220,7 +234,7 @@ class Session:
     def documents_estimate(self) -> tuple[int, MemoryEstimate]:
         """Tokens of the documents, and what reading them takes beside the weights."""
         head = self._heads.of(self._conversation.documents)
-        return len(head.ids), self._estimate(len(head.ids), weight_bytes=0)
+        return len(head.ids), self._room.estimate(head)
 
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
@@ -265,7 +279,8 @@ class Session:
             options = replace(options, sampling=replace(sampling, temperature=temperature))
         names = tuple(str(file) for file in files)
         if names != self._files:
-            self._files, self._file_context = None, None
+            _close(self._file_context)
+            self._files = self._file_context = None
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
             self._files = names
@@ -305,8 +320,8 @@ class Session:
         caches = self._caches()
         ids = torch.tensor(list(token_ids), device=self.device)
         positions = torch.arange(len(token_ids), device=self.device)
-        step = self.config.batch_size
-        chunks = zip(torch.split(ids, step), torch.split(positions, step), strict=True)
+        size = self.config.batch_size
+        chunks = zip(torch.split(ids, size), torch.split(positions, size), strict=True)
         decoder = self._open_decoder()
         return torch.cat([decoder(c, at, caches, c.shape[0]) for c, at in chunks])
 
@@ -316,6 +331,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
+        _close(self._context, self._file_context)
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
@@ -334,10 +350,9 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _caches(self, expected: int = 0) -> list[AnyCache]:
-        return layer_caches(
-            self.model_config, self.config, self.dtype, self.device, expected=expected
-        )
+    def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
+        made_with = (self.model_config, self.config, self.dtype, self.device)
+        return layer_caches(*made_with, expected=expected, tiers=tiers)
 
     def _conversation_context(self) -> Context:
         if self._context is None:
@@ -346,14 +361,16 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
+        tiers = self._room.tiers(head)
         return Context(
             self._open_decoder(),
-            self._caches(expected=len(head.ids)),
+            self._caches(expected=len(head.ids), tiers=tiers),
             head.ids,
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
             piece_end=lambda tokens: piece_end(tokens, self.config.wave),
+            closing=(lambda: None) if tiers is None else tiers.close,
         )
 
     def _read_head(
@@ -368,7 +385,7 @@ class Session:
             documents,
             opening=head.opening,
             page_map=head.places.tobytes,
-            expected_bytes=self._estimate(len(head.ids), weight_bytes=0).cache,
+            expected_bytes=self._room.estimate(head).cache,
         )
 
     def _answer(
@@ -386,8 +403,7 @@ class Session:
         logits = yield from context.read(new_ids, dialogue)
         before_reply, prompt_tokens = context.here(), context.tokens
         prefill_seconds = time.monotonic() - began
-        drawn: list[int] = []
-        text, end = "", None
+        drawn, text, end = list[int](), "", None
         try:
             for event in self._stream(context, logits, new_ids, drawn, options):
                 if isinstance(event, End):
@@ -425,10 +441,8 @@ class Session:
         for cache in context.caches:
             cache.reset_statistics()
         sampler = make_sampler(options.sampling or self.sampling(), prompt_ids)
-        blocked = torch.tensor(
-            sorted(self._end_ids) if options.ignore_eos else [], dtype=torch.long
-        )
-        blocked = blocked.to(self.device)
+        ends = sorted(self._end_ids) if options.ignore_eos else []
+        blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
 
         def draw(logits: Tensor) -> int:
             token = sampler(logits.index_fill(0, blocked, -torch.inf))
@@ -471,25 +485,14 @@ class Session:
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
         head = self._heads.of(tuple(documents))
-        if documents:
-            self._require_positions(len(head.ids) + 1)
-        # What is kept stays in its files, whose pages the system can take back.
-        tokens = 0 if head.kept else len(head.ids)
-        needed = self._estimate(
-            tokens, weight_bytes=self._weight_bytes if self._decoder is None else 0
-        )
-        if self.device.type == "cpu":
-            require(needed, model=self.name, tokens=tokens)
+        self._require_positions(len(head.ids) + bool(documents))
+        self._room.require(head)
 
-    def _estimate(self, tokens: int, *, weight_bytes: int) -> MemoryEstimate:
-        return estimate(
-            self.model_config,
-            weight_bytes=weight_bytes,
-            element_bytes=self.dtype.itemsize,
-            tokens=tokens,
-            chunk_tokens=self.config.batch_size,
-            wave=None if self.config.cache == "dense" else self.config.wave,
-        )
+
+def _close(*contexts: Context | None) -> None:
+    for context in contexts:
+        if context is not None:
+            context.close()
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:

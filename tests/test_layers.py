@@ -17,11 +17,11 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement"},
+    | {"shared_options", "measurement", "remembered"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},

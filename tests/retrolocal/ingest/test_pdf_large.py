@@ -78,3 +78,34 @@ def test_offsets_beyond_two_gib(write_pdf: Callable[..., Path]) -> None:
     assert [document.text[p.start : p.end] for p in document.pages] == [
         "Hello there, this is a page of a large file."
     ] * 3
+
+
+@pytest.mark.slow
+def test_more_than_a_million_tokens_are_read_once(
+    write_pdf: Callable[..., Path], material: Path, tmp_path: Path
+) -> None:
+    """`chat -f` twice: the second neither extracts, nor tokenises, nor reads."""
+    from retrolocal.config import DOCUMENT_STORE, SamplingConfig, SessionConfig, WaveConfig
+    from retrolocal.library import Library
+    from retrolocal.session import AskOptions, Reply, Session
+    from retrolocal.shelf import Keeping, document_of
+
+    lines = (material / "texts" / "kjv-bible.txt").read_text("utf-8").split("\n")
+    lines = [line.encode("ascii", "ignore").decode() for line in lines if line.strip()][:45_000]
+    pages = ["\n".join(lines[start : start + 45]) for start in range(0, len(lines), 45)]
+    path, library = write_pdf(pages), Library(tmp_path / "library")
+    config = SessionConfig(wave=WaveConfig(store_type=DOCUMENT_STORE))
+    options = AskOptions(max_new_tokens=8, sampling=SamplingConfig(temperature=0.0))
+    replies = []
+    for _ in range(2):
+        document = document_of(path, library=library)
+        keeping = Keeping(library=library, required=True)
+        with Session.open("builtin", config, documents=[document], keeping=keeping) as session:
+            question = " ".join(document.text[500_000:500_080].split())
+            *_, reply = session.ask(question, options)
+            assert isinstance(reply, Reply)
+            replies.append(reply)
+    first, second = replies
+    assert first.prefill_tokens > 1_000_000
+    assert second.prefill_tokens < 100
+    assert second.text == first.text
