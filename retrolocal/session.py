@@ -110,7 +110,7 @@ class Session:
     ) -> None:
         self.name = name
         self.config = config
-        self.model_config = read_config(folder)
+        self.model_config = read_config(folder, ctx_size=config.ctx_size)
         if config.ctx_size > self.model_config.max_positions:
             raise ContextError(
                 f"--ctx-size is {config.ctx_size:,} and {name} has positions for "

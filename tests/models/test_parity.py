@@ -93,6 +93,75 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.2, 2.5, 4.0, 9.0],
+    "original_max_position_embeddings": 10,
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+    "head_dim": 16,
+}
+GEMMA_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
+GEMMA = {
+    "num_hidden_layers": 7,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 5,
+    "tie_word_embeddings": True,
+    "rope_parameters": GEMMA_ROPES,
+}
+CASES |= {
+    "qwen3_moe": ("qwen3_moe", EXPERTS),
+    "qwen3_moe-mixed-layers": (
+        "qwen3_moe",
+        EXPERTS
+        | {
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [3],
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    "phi3": ("phi3", {"num_key_value_heads": 4}),
+    "phi3-window": ("phi3", {"sliding_window": 5}),
+    "phi3-partial": (
+        "phi3",
+        {
+            "hidden_size": 64,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "num_attention_heads": 4,
+            "hidden_size": 48,
+            "original_max_position_embeddings": 10,
+            "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.7},
+        },
+    ),
+    "gemma3": ("gemma3_text", GEMMA),
+    "gemma3-global": (
+        "gemma3_text",
+        GEMMA | {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2},
+    ),
+}
+
 CUTS = ([14], [6, 1, 4, 3], [3] + [1] * 11)
 """Lengths of the pieces of a prompt: at once, uneven chunks, mostly token by token."""
 
