@@ -346,6 +346,8 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
+        chunks = self.model_config.chunks
+        chunk_tokens = None if chunks is None else chunks.length
         return Context(
             self._open_decoder(),
             self._caches(expected=len(head.ids)),
@@ -353,7 +355,7 @@ class Session:
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
-            piece_end=lambda tokens: piece_end(tokens, self.config.wave),
+            piece_end=lambda tokens: piece_end(tokens, self.config.wave, chunk_tokens),
         )
 
     def _read_head(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..config import WaveConfig
 from ..kernels.merge import merge
+from ..kernels.segment import SegmentTable
 from ..kernels.wave_prefill import Blocks, wave_prefill
-from .index import WaveIndex
 
 BLOCK_TOKENS = 128
 """Positions whose queries share one choice of clusters."""
@@ -30,12 +30,12 @@ def blocks(config: WaveConfig) -> Blocks:
 
 
 def prefill_attention(
-    q: Tensor, steady: tuple[Tensor, Tensor], index: WaveIndex, config: WaveConfig
-) -> Tensor:
-    """q [Hq, T, D]; `steady` is out [Hq, T, D] and lse [Hq, T] over the steady zone.
+    q: Tensor, steady: tuple[Tensor, Tensor], segments: SegmentTable, config: WaveConfig
+) -> tuple[Tensor, Tensor]:
+    """q [Hq, T, D]; `steady` is out [Hq, T, D] and lse [Hq, T] over what is attended elsewhere.
 
-    Returns [Hq, T, D] float32.
+    Returns both over that and the segments, float32.
     """
     scale = 1 / math.sqrt(q.shape[2])
-    rest = wave_prefill(q, steady[1], index.segments, blocks(config), scale=scale)
-    return merge((steady[0].float(), steady[1]), rest)[0]
+    rest = wave_prefill(q, steady[1], segments, blocks(config), scale=scale)
+    return merge((steady[0].float(), steady[1]), rest)
