@@ -86,6 +86,11 @@ class ModelConfig:
     """Multiplies queries, beside 1/sqrt(head_dim)."""
     layers: tuple[LayerConfig, ...]
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a chunk of dual chunk attention."""
+        return None if self.chunks is None else self.chunks.length
+
 
 def read_config(folder: Path, *, ctx_size: int = 0) -> ModelConfig:
     """Reads `folder`/config.json; raises ConfigError.

@@ -29,14 +29,15 @@ def layer_caches(
     on, so that what is kept of it does not depend on when that was noticed.
     """
     lengths = wave_lengths(model, config, dtype, device, expected=expected)
-    chunk_tokens = None if model.chunks is None else model.chunks.length
 
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
             return RingCache(window)
         if config.cache == "dense":
-            return DenseCache(chunk_tokens=chunk_tokens)
-        return WaveCache(config.wave, layer=number, lengths=lengths, chunk_tokens=chunk_tokens)
+            return DenseCache(chunk_tokens=model.chunk_tokens)
+        return WaveCache(
+            config.wave, layer=number, lengths=lengths, chunk_tokens=model.chunk_tokens
+        )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
 

@@ -34,7 +34,7 @@ from .context import Context
 from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
-from .generate import End, Piece, Progress, generate_tokens, stream_text
+from .generate import End, Piece, Progress, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
@@ -121,8 +121,7 @@ class Session:
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
         self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
-        eos = _known(self.tokenizer, self.tokenizer.eos_token)
-        self._defaults = generation_defaults(folder, stop_ids=eos)
+        self._defaults = generation_defaults(folder, stop_ids=self.tokenizer.end_ids)
         self._end_ids = self._defaults.stop_ids
         self._prompter = Prompter(self.tokenizer, ChatTemplate.open(folder, self.tokenizer))
         self._conversation = Conversation(tuple(documents))
@@ -283,11 +282,12 @@ class Session:
         temperature: float | None = None,
         options: AskOptions | None = None,
     ) -> str:
-        """The text of `stream`."""
+        """The text of `stream`, without the block of thinking that it may begin with."""
         events = self.stream(
             prompt, files, max_new_tokens=max_new_tokens, temperature=temperature, options=options
         )
-        return "".join(event.text for event in events if isinstance(event, Piece))
+        pieces = (event for event in events if isinstance(event, Piece))
+        return "".join(piece.text for piece in pieces if not piece.thinking)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Next-token logits at every position, float32 [T, vocab], with fresh caches.
@@ -346,8 +346,7 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
-        chunks = self.model_config.chunks
-        chunk_tokens = None if chunks is None else chunks.length
+        chunk_tokens = self.model_config.chunk_tokens
         return Context(
             self._open_decoder(),
             self._caches(expected=len(head.ids)),
@@ -389,20 +388,22 @@ class Session:
         before_reply, prompt_tokens = context.here(), context.tokens
         prefill_seconds = time.monotonic() - began
         drawn: list[int] = []
-        text, end = "", None
+        text, block, begun, end = "", "", self._prompter.begun(dialogue), None
+        events = self._stream(context, logits, new_ids, drawn, options)
         try:
-            for event in self._stream(context, logits, new_ids, drawn, options):
+            for event in mark_thinking(events, begun):
                 if isinstance(event, End):
                     end = event
                     break
                 text += event.text
+                block += event.text if event.thinking else ""
                 yield event
         finally:
             if end is None or end.reason == "stop":
                 context.go_back(before_reply)
         assert end is not None, "a stream of text ends with End"
         if end.reason != "stop":
-            context.keep_reply(drawn, text, ended=end.reason == "eos")
+            context.keep_reply(drawn, text.removeprefix(begun), ended=end.reason == "eos")
         yield Reply(
             text=text,
             stop_reason=end.reason,
@@ -413,6 +414,7 @@ class Session:
             generate_seconds=time.monotonic() - began - prefill_seconds,
             cache=combine(cache.statistics() for cache in context.caches),
             sources=read_from(context, self._heads.of(conversation.documents)),
+            thinking=block,
         )
 
     def _stream(
@@ -492,8 +494,3 @@ class Session:
             chunk_tokens=self.config.batch_size,
             wave=None if self.config.cache == "dense" else self.config.wave,
         )
-
-
-def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:
-    number = None if token is None else tokenizer.token_id(token)
-    return frozenset() if number is None else frozenset({number})
