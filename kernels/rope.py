@@ -110,7 +110,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x [H, T, D], cos and sin [T, R/2] of x's dtype; returns [H, T, D], contiguous.
     """
     half = cos.shape[-1]
-    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = (first * cos - second * sin, second * cos + first * sin)
     return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
 

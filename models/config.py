@@ -7,6 +7,7 @@ refused, never ignored. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,7 +152,7 @@ def parse_config(reader: JsonReader, *, ctx_size: int = 0) -> ModelConfig:
         experts=_experts(reader) if any(layer.experts for layer in layers) else None,
         unit_norms=family.gemma,
         norms_behind=family.gemma,
-        embedding_scale=hidden**0.5 if family.gemma else 1.0,
+        embedding_scale=math.sqrt(hidden) if family.gemma else 1.0,
         query_scale=_query_scale(reader, head_dim) if family.gemma else 1.0,
         layers=layers,
     )
@@ -246,7 +247,7 @@ def _check_turned(reader: JsonReader, rope: RopeConfig, head_dim: int | None) ->
 
 
 def _query_scale(reader: JsonReader, head_dim: int) -> float:
-    return (head_dim / reader.number("query_pre_attn_scalar", above=True)) ** 0.5
+    return math.sqrt(head_dim / reader.number("query_pre_attn_scalar", above=True))
 
 
 def _chunks(

@@ -35,10 +35,11 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # No buffers: casting the module to bfloat16 must not round the frequencies.
-        self._ropes = {
-            rope: inverse_frequencies(rope, config.head_dim)
-            for layer in config.layers
-            if (rope := rope_of(config, layer)) is not None
+        self._rules = [rope_of(config, layer) for layer in config.layers]
+        self._frequencies = {
+            rule: inverse_frequencies(rule, config.head_dim)
+            for rule in self._rules
+            if rule is not None
         }
         self._norm = unit_rms_norm if config.unit_norms else rms_norm
 
@@ -66,13 +67,14 @@ class Decoder(nn.Module):
             hidden = hidden * scale.item()
         rotations = {
             rule: self._rotation(rule, frequencies, positions, hidden.dtype)
-            for rule, frequencies in self._ropes.items()
+            for rule, frequencies in self._frequencies.items()
         }
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if on_layer is not None:
                 on_layer(index)
             asking = wanted if index == len(self.layers) - 1 else tokens
-            rotation = None if layer.rope is None else rotations[layer.rope]
+            rule = self._rules[index]
+            rotation = None if rule is None else rotations[rule]
             hidden = layer(hidden, rotation, positions, cache, asking)
         hidden = self._norm(hidden, self.norm, self.config.rms_norm_eps)
         matrix = self.embedding.weight if self.head is None else self.head.weight
@@ -117,7 +119,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.rope = rope_of(config, layer)
         self.eps = config.rms_norm_eps
         self.norm = unit_rms_norm if config.unit_norms else rms_norm
         self.attention_norm = nn.Parameter(torch.ones(hidden))

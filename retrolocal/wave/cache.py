@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import WaveConfig
 from ..kernels.attention import causal_attention, full_attention
-from ..kernels.chunked_attention import chunked_attention
+from ..kernels.chunked_attention import chunked_attention, ranges
 from ..kernels.merge import merge
 from ..kernels.segment import Segment, SegmentTable, nbytes, segment_of, segment_tensors
 from ..kernels.wave_attention import StepAnswer
@@ -30,7 +30,7 @@ from .chunks import ChunkedSegments, chunked_step
 from .clustering import cluster_segment
 from .index import WaveIndex
 from .prefill import prefill_attention
-from .read_from import clustered_shares, dense_shares
+from .read_from import Asked, clustered_shares, dense_shares
 from .store import BlockStore, RamStore
 from .zones import next_growth, next_segment, pending, segment_end
 
@@ -220,14 +220,32 @@ class WaveCache:
 
         float32 [tokens], 0 in the steady zone; of the first steps, see `ASKED`.
         """
-        if not self._asked or self._chunk_tokens is not None:
+        if not self._asked:
             return None
-        queries, keys = torch.stack(self._asked), self._steady.view()[0]
+        asked = self._read_parts(torch.stack(self._asked, dim=-3))
         if not self._index.segments:
-            return dense_shares(queries, keys)
-        shares = clustered_shares(queries, keys, self._index.segments, self._permutations)
+            return dense_shares(asked)
+        shares = clustered_shares(asked)
         sinks = self._config.sink_tokens
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
+
+    def _read_parts(self, queries: Tensor) -> list[Asked]:
+        """Queries [S, Hq, D] (or three times that) with what they ask for, as the text has it."""
+        segments, permutations = self._index.segments, self._permutations
+        if self._chunked is None:
+            return [Asked(queries, self._steady.view()[0], segments, permutations)]
+        tables = self._chunked.of(segments, self._tokens)
+        numbers = self._chunked.numbers(segments, self._tokens)
+        seen = ranges(self._tokens, self._chunked.chunk_tokens)
+        return [
+            Asked(
+                queries[kind],
+                self._held(seen[kind])[0],
+                tables[kind],
+                permutations[slice(*numbers[kind])],
+            )
+            for kind in (2, 1, 0)
+        ]
 
     def statistics(self) -> CacheStatistics:
         steps, count = self._steps, max(1, self._steps.count)
@@ -253,6 +271,9 @@ class WaveCache:
         self._steady.append(k, v)
         self._tokens += 1
         self._steps.count += 1
+        if self._chunk_tokens is not None and self._tokens % self._chunk_tokens == 1:
+            # What was asked from the chunk before had other ranges.
+            self._asked.clear()
         if len(self._asked) < ASKED:
             self._asked.append(q[..., 0, :].clone())
         if len(self._index.segments) == 0:

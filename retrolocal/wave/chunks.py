@@ -28,17 +28,15 @@ class ChunkedSegments:
         self.chunk_tokens = chunk_tokens
         self._sinks = sinks
         self._known: tuple[int, list[Segment]] = 0, []
-        self._tables = (SegmentTable(), SegmentTable(), SegmentTable())
+        self._tables = [SegmentTable(), SegmentTable(), SegmentTable()]
 
-    def of(self, segments: SegmentTable, tokens: int) -> tuple[SegmentTable, ...]:
+    def of(self, segments: SegmentTable, tokens: int) -> Sequence[SegmentTable]:
         """Those that each kind of query of the last of `tokens` tokens reads."""
         chunk, held = (tokens - 1) // self.chunk_tokens, segments[:]
         before, known = self._known
         same = len(known) == len(held) and all(a is b for a, b in zip(known, held, strict=True))
         if chunk != before or not same:
-            self._tables = tuple(
-                _table(held[first:stop]) for first, stop in self.numbers(held, tokens)
-            )
+            self._tables = [_table(held[first:stop]) for first, stop in self.numbers(held, tokens)]
             self._known = chunk, held
         return self._tables
 

@@ -113,7 +113,7 @@ def test_thinking_is_dimmed_and_no_part_of_what_is_copied(state: Path) -> None:
             call.emit(Wrote(piece))
         call.give(an_answer(THOUGHT))
         await stage.until(stage.resting)
-        assert "They are not." in stage.text()
+        await stage.until(lambda: "They are not." in stage.text())
         assert "fish?" in stage.text()
         assert "think>" not in stage.text()
         (answer,) = stage.chat.log_view.answers
@@ -138,7 +138,7 @@ def test_thinking_can_be_hidden(state: Path) -> None:
         call.emit(Wrote(THOUGHT[20:]))
         call.give(an_answer(THOUGHT))
         await stage.until(stage.resting)
-        assert "They are not." in stage.text()
+        await stage.until(lambda: "They are not." in stage.text())
         assert "fish" not in stage.text()
 
     settings = ChatSettings(model="org/model", hides_thinking=True)
