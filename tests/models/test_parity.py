@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retrolocal.cache import DenseCache, RingCache
-from retrolocal.config import WaveConfig
+from retrolocal.caches import layer_caches
+from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.errors import WeightsError
 from retrolocal.models import ModelConfig, read_config
 from retrolocal.models.decoder import Decoder
 from retrolocal.models.weights import load_decoder
@@ -209,12 +213,18 @@ def real_caches(config: ModelConfig, *, wave: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("wave", [False, True], ids=["dense", "wave"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("llama", "mistral-window", "qwen2", "qwen3", "smollm3-window"),
+        *("qwen3_moe", "phi3-longrope", "gemma3"),
+    ],
+)
 def test_the_caches_of_a_session_give_the_same_logits(
-    family: str, wave: bool, make_checkpoint: Any
+    case: str, wave: bool, make_checkpoint: Any
 ) -> None:
-    windows = {"mistral": {"sliding_window": 5}, "smollm3": SLIDING}
-    checkpoint = make_checkpoint(family, **windows.get(family, {}))
+    family, overrides = CASES[case]
+    checkpoint = make_checkpoint(family, **overrides)
     config = read_config(checkpoint.folder)
     decoder = load_decoder(
         checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
@@ -223,6 +233,75 @@ def test_the_caches_of_a_session_give_the_same_logits(
     for cuts in CUTS:
         logits = run(decoder, real_caches(config, wave=wave), token_ids, cuts)
         torch.testing.assert_close(logits, checkpoint.logits(token_ids), atol=1e-4, rtol=0)
+
+
+def test_no_layer_with_a_window_has_an_index(make_checkpoint: Any) -> None:
+    config = read_config(make_checkpoint("gemma3_text", **GEMMA).folder)
+    caches = layer_caches(
+        config, SessionConfig(cache="wave"), torch.float32, torch.device("cpu"), expected=1 << 20
+    )
+    kinds = [type(cache).__name__ for cache in caches]
+    assert kinds == ["RingCache"] * 5 + ["WaveCache", "RingCache"]
+
+
+def test_longrope_of_a_short_context(make_checkpoint: Any, make_caches: Any) -> None:
+    """As transformers does for a text that is no longer than the original positions."""
+    checkpoint = make_checkpoint("phi3", **CASES["phi3-longrope"][1])
+    token_ids = prompt(131, tokens=10)
+    expected = checkpoint.logits(token_ids)
+    for ctx_size, same in ((10, True), (0, False), (11, False)):
+        config = read_config(checkpoint.folder, ctx_size=ctx_size)
+        decoder = load_decoder(
+            checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
+        )
+        logits = run(decoder, make_caches(config), token_ids, [10])
+        assert torch.allclose(logits, expected, atol=1e-4, rtol=0) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "eyes"),
+    [
+        ("language_model.model.", "language_model.lm_head.", "vision_tower."),
+        ("model.language_model.", "lm_head.", "model.vision_tower."),
+    ],
+    ids=["older names", "newer names"],
+)
+def test_the_text_part_of_a_checkpoint_that_also_sees(
+    text: str, head: str, eyes: str, make_checkpoint: Any, make_caches: Any
+) -> None:
+    checkpoint = make_checkpoint("gemma3_text", **GEMMA | {"tie_word_embeddings": False})
+    token_ids = prompt(131)
+    expected = checkpoint.logits(token_ids)
+    path = checkpoint.folder / "model.safetensors"
+    tensors = {
+        (head + name.removeprefix("lm_head."))
+        if name.startswith("lm_head.")
+        else text + name.removeprefix("model."): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors | {f"{eyes}patch.weight": torch.zeros(3)}, path)
+    inner = json.loads((checkpoint.folder / "config.json").read_text())
+    outer = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": inner,
+        "vision_config": {},
+    }
+    (checkpoint.folder / "config.json").write_text(json.dumps(outer))
+    config = read_config(checkpoint.folder)
+    decoder = load_decoder(
+        checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
+    )
+    logits = run(decoder, make_caches(config), token_ids, [14])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_fused_projections_of_another_shape_are_named(make_checkpoint: Any) -> None:
+    checkpoint = make_checkpoint("phi3")
+    checkpoint.edit(num_key_value_heads=1)
+    config = read_config(checkpoint.folder)
+    with pytest.raises(WeightsError, match=r"qkv_proj.weight is \[96, 48\] instead of \[72, 48\]"):
+        load_decoder(checkpoint.folder, config, dtype=None, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
