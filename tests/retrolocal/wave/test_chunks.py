@@ -45,7 +45,7 @@ def run(cache: Any, rows: Any, chunks: list[int], start: int = 0) -> list[Tensor
     for count in chunks:
         piece = slice(start, start + count)
         positions = torch.arange(start, start + count)
-        out.append(cache.attend(q[:, :, piece], k[:, piece], v[:, piece], positions))
+        out.append(cache.attend(q[..., piece, :], k[:, piece], v[:, piece], positions))
         start += count
     return out
 
@@ -84,17 +84,20 @@ def test_going_back_and_saving_change_nothing(
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_few_tokens_retrieved_come_close(three: Any) -> None:
-    rows = three(3, 730)
-    wave = WaveCache(replace(SMALL, budget=0.3), chunk_tokens=LENGTH)
-    dense = DenseCache(chunk_tokens=LENGTH)
-    cuts = [700] + [1] * 30
-    pairs = zip(run(wave, rows, cuts)[1:], run(dense, rows, cuts)[1:], strict=True)
-    errors = torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
-    assert errors.median() < 0.1
-    facts = wave.statistics()
-    assert 0 < facts.retrieved_tokens < 0.5 * facts.tokens
-    assert 0.5 < facts.mass_exact < 1
+def test_few_tokens_retrieved_come_as_close_as_without_chunks(three: Any) -> None:
+    q, k, v = three(3, 730)
+    cuts, config = [700] + [1] * 30, replace(SMALL, budget=0.3)
+    medians = []
+    for length, queries in ((LENGTH, torch.stack((q[0], 1.2 * q[0], 0.9 * q[0]))), (None, q[:1])):
+        wave, dense = WaveCache(config, chunk_tokens=length), DenseCache(chunk_tokens=length)
+        asked = queries if length is not None else queries[0]
+        found, exact = (run(cache, (asked, k, v), cuts)[1:] for cache in (wave, dense))
+        errors = [(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+        medians.append(torch.stack(errors).median())
+        facts = wave.statistics()
+        assert 0 < facts.retrieved_tokens < 0.5 * facts.tokens
+        assert 0.3 < facts.mass_exact < 1
+    assert 0 < medians[0] < 1.2 * medians[1]
 
 
 def test_no_segment_lies_in_two_chunks(three: Any) -> None:
@@ -127,7 +130,7 @@ def test_what_was_read_is_known_in_every_range(three: Any) -> None:
     assert clustered.shape == dense.shape == (330,)
     torch.testing.assert_close(dense.sum(), torch.tensor(1.0), atol=1e-5, rtol=0)
     for start in (0, LENGTH, 2 * LENGTH):
-        inside = slice(start + SMALL.sink_tokens, min(start + LENGTH, 290))
+        inside = slice(start + SMALL.sink_tokens, min(start + LENGTH, 280))
         assert dense[inside].sum() > 0.02
         torch.testing.assert_close(clustered[inside], dense[inside], atol=2e-4, rtol=0.05)
 
