@@ -104,5 +104,5 @@ def _of_head(asked: Asked, head: int) -> Tensor:
     """The queries that share a KV head, float32 [S * G, D], the scale in them."""
     steps, heads, dim = asked.queries.shape
     kv_heads = len(asked.steady)
-    grouped = asked.queries.float().view(steps, kv_heads, heads // kv_heads, dim) * dim**-0.5
-    return grouped[:, head].reshape(-1, dim)
+    grouped = asked.queries.float().view(steps, kv_heads, heads // kv_heads, dim)
+    return grouped[:, head].reshape(-1, dim) * float(dim**-0.5)
