@@ -31,6 +31,13 @@ class Fetch(Protocol):
         ...
 
 
+def behind(fetch: Fetch | None, first: int) -> Fetch | None:
+    """The fetch of a table that begins with segment `first` of another one."""
+    if fetch is None:
+        return None
+    return lambda segments, heads, clusters: fetch(segments + first, heads, clusters)
+
+
 def cluster_rows(
     segments: Sequence[Segment], head: int, clusters: Tensor, fetch: Fetch | None = None
 ) -> tuple[Tensor, Tensor]:

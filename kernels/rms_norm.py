@@ -18,3 +18,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.float32)
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return weight * (wide * scale).to(x.dtype)
+
+
+def unit_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same with (1 + weight) as the weight, in float32: rounded once, at the end (Gemma)."""
+    wide = x.to(torch.float32)
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * scale * (1.0 + weight.to(torch.float32))).to(x.dtype)

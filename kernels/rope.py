@@ -8,6 +8,7 @@ dimension i + D/2 (the half layout), so cosines and sines have D/2 columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,13 +78,22 @@ def yarn_frequencies(
     return 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
 
 
+def longrope_frequencies(dim: int, theta: float, *, factors: Sequence[float]) -> Tensor:
+    """LongRoPE (arXiv 2402.13753): each wavelength times a factor of its own.
+
+    `factors` has dim/2 numbers; float32 [dim/2] on the CPU.
+    """
+    stretched = torch.tensor(factors, dtype=torch.float32, device="cpu")
+    return 1.0 / (stretched * _powers(dim, theta))
+
+
 def rotations(
-    positions: Tensor, frequencies: Tensor, *, attention_factor: float, dtype: torch.dtype
+    positions: Tensor, frequencies: Tensor, *, attention_factor: float | Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the given positions, times `attention_factor`.
 
-    positions int64 [T], frequencies float32 [D/2]; returns two [T, D/2] in `dtype` on the device
-    of the positions. Formed in float64 and rounded once.
+    positions int64 [T], frequencies float32 [D/2], the factor a number or float64 [T, 1]; returns
+    two [T, D/2] in `dtype` on the device of the positions. Formed in float64 and rounded once.
     """
     device = positions.device
     if device.type == "mps":  # has no float64
@@ -95,12 +105,14 @@ def rotations(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x_i, x_{i + D/2}) by its angle.
+    """Turns each pair (x_i, x_{i + R/2}) of the first R dimensions by its angle.
 
-    x [H, T, D], cos and sin [T, D/2] of x's dtype; returns [H, T, D], contiguous.
+    x [H, T, D], cos and sin [T, R/2] of x's dtype; returns [H, T, D], contiguous.
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
 
 
 def _powers(dim: int, theta: float) -> Tensor:

@@ -26,6 +26,7 @@ from .wave_words_numba import (
     GROUP,
     GROUPS,
     LINE,
+    LSE,
     LSE_EXACT,
     MEAN,
     NONE,
@@ -420,7 +421,7 @@ def merge_parts(w, kind, stored, kept, start, stop, stride):
     count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
     tops, masses, exacts = f4(w, PART_TOP), f4(w, PART_MASS), f4(w, PART_EXACT)
     sums, outs = f4(w, PART_SUM), f4(w, OUT)
-    shares, lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0]
+    shares, lses, all_lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0], f4(w, LSE)[0]
     found, part_bytes = i8(w, FOUND), i8(w, PART_BYTES)[0]
     for h in range(start, stop, stride):
         read = np.int64(0)
@@ -447,4 +448,5 @@ def merge_parts(w, kind, stored, kept, start, stop, stride):
                 out[d] /= total
             shares[at] = exact / total
             lses[at] = top + np.log(exact)
+            all_lses[at] = top + np.log(total)
         i8(w, BYTES)[0, h] = read

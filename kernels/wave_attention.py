@@ -75,6 +75,8 @@ class StepAnswer:
 
     out: Tensor
     """float32 [Hq, D]."""
+    lse: Tensor
+    """float32 [Hq]: log of the whole (partly estimated) mass."""
     lse_exact: Tensor
     """float32 [Hq]: log of the mass that was attended exactly, the steady zone's included."""
     mass_exact: Tensor
@@ -93,7 +95,8 @@ class StepAnswer:
 class Kernel(Protocol):
     """Answers q [Hq, D], not yet scaled; `steady` is K and V [Hkv, n, D], attended exactly.
 
-    `fetch` brings what is retrieved of segments whose blocks are on the meta device.
+    `fetch` brings what is retrieved of segments whose blocks are on the meta device. n may be 0:
+    the answer is then that over the segments alone.
     """
 
     def __call__(
@@ -201,6 +204,7 @@ def wave_attention_reference(
         parts.append(_head(q[rows].float() * scale, own, segments, selection, head, fetch))
     return StepAnswer(
         out=torch.cat([part.out for part in parts]),
+        lse=torch.cat([part.lse for part in parts]),
         lse_exact=torch.cat([part.lse_exact for part in parts]),
         mass_exact=torch.cat([part.mass_exact for part in parts]),
         retrieved_tokens=torch.cat([part.retrieved_tokens for part in parts]),
@@ -291,6 +295,7 @@ def _head(
         read += int(seen.sum()) * segments[0].fine.value_sums[0, 0].nbytes
     return StepAnswer(
         out=out / total,
+        lse=(total.log() + z)[:, 0],
         lse_exact=(exact.log() + z)[:, 0],
         mass_exact=(exact / total)[:, 0],
         retrieved_tokens=torch.tensor([k.shape[0]]),

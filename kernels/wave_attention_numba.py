@@ -41,6 +41,7 @@ from .wave_words_numba import (
     KINDS,
     KV_HEADS,
     LOGS,
+    LSE,
     LSE_EXACT,
     NONE,
     NORMS,
@@ -360,10 +361,11 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (OUT, np.float32, heads, dim),
         (EXACT, np.float32, 1, heads),
         (LSE_EXACT, np.float32, 1, heads),
+        (LSE, np.float32, 1, heads),
         (TOKENS, np.int64, 1, kv_heads),
         (BYTES, np.int64, 1, kv_heads),
         (PROGRESS, np.int64, 3, kv_heads),
     ):
         work.put(name, np.zeros((rows, columns), dtype))
-    outputs = work[OUT], work[LSE_EXACT][0], work[EXACT][0], work[TOKENS][0]
+    outputs = work[OUT], work[LSE][0], work[LSE_EXACT][0], work[EXACT][0], work[TOKENS][0]
     work.answer = tuple(torch.from_numpy(array) for array in outputs)

@@ -396,6 +396,10 @@ def score_found(w, kind, task):
         _log_masses(w, h, masses, first, at, factors, variances, logs, base)
 
 
+NOTHING = np.float32(-1e30)
+"""Log of a mass that counts beside no other."""
+
+
 @jit()
 def _forget_retrieved(w, h):
     """Makes Z the mass of the steady and the estimation zone, and log masses shares of it.
@@ -414,6 +418,10 @@ def _forget_retrieved(w, h):
     _lse(masses, n, z)
     if w[TWO_LEVEL]:
         _lse(coarse, groups, z)
+    for g in range(count):
+        # Nothing is steady and nothing estimated: any finite number leaves shares of 0.
+        z[g] = max(z[g], NOTHING)
+    if w[TWO_LEVEL]:
         _to_shares(coarse, z, groups)
     _to_shares(masses, z, n)
 

@@ -95,7 +95,8 @@ PART_BASE = np.int64(130)  # float32 [T * 2 * G, TILE]: scores of the centres, o
 PART_CENTRE = np.int64(133)  # float32 [T, D]: a centre
 # int64 [H, candidates]: addresses of the retrieved; no rows where all are where the table says
 PLACE = np.int64(136)
-WORDS = 139
+LSE = np.int64(139)  # float32 [1, Hq]: log of the whole mass
+WORDS = 142
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)

@@ -6,18 +6,28 @@ it has handed them over. Knows nothing of windows, clusters or where a cache kee
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NumericsError
-from ..kernels.rms_norm import rms_norm
+from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from ..kernels.rope import apply_rope
 from .config import ModelConfig
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines [T, head_dim / 2] of the positions of T tokens."""
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines [T, R / 2] of T tokens, R being the dimensions of a head that turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How the keys and the queries of T tokens turn."""
+
+    keys: Turn
+    queries: tuple[Turn, ...]
+    """One; under dual chunk attention three, see `LayerCache.attend`."""
 
 
 class LayerCache(Protocol):
@@ -33,6 +43,9 @@ class LayerCache(Protocol):
 
         q [Hq, Tq, D] with 0 <= Tq <= T, k and v [Hkv, T, D] after RoPE, positions int64 [T].
         Returns [Hq, Tq, D] in q's dtype: causal softmax attention with scale 1/sqrt(D).
+
+        A cache made for dual chunk attention takes q [3, Hq, Tq, D]: the queries as they ask for
+        the keys of their own chunk, of the chunk before, and of all earlier chunks.
         """
         ...
 
@@ -48,6 +61,8 @@ class Attention(nn.Module):
         self.kv_heads = config.kv_heads
         self.head_dim = config.head_dim
         self.eps = config.rms_norm_eps
+        self.query_scale = config.query_scale
+        self.norm = unit_rms_norm if config.unit_norms else rms_norm
         hidden, dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
         self.query = nn.Linear(hidden, config.heads * dim, bias=bias)
         self.key = nn.Linear(hidden, config.kv_heads * dim, bias=bias)
@@ -73,12 +88,14 @@ class Attention(nn.Module):
         k = _heads(self.key(x), self.kv_heads)
         v = _heads(self.value(x), self.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
-            q = rms_norm(q, self.query_norm, self.eps)
-            k = rms_norm(k, self.key_norm, self.eps)
+            q = self.norm(q, self.query_norm, self.eps)
+            k = self.norm(k, self.key_norm, self.eps)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         if rotation is not None:
-            cos, sin = rotation
-            q = apply_rope(q, cos[first:], sin[first:])
-            k = apply_rope(k, cos, sin)
+            k = apply_rope(k, *rotation.keys)
+            asked = [apply_rope(q, cos[first:], sin[first:]) for cos, sin in rotation.queries]
+            q = asked[0] if len(asked) == 1 else torch.stack(asked)
         require_finite(k, v, positions, self.index)
         answer = cache.attend(q, k, v, positions)
         joined = answer.transpose(0, 1).reshape(asking, self.heads * self.head_dim)

@@ -7,13 +7,17 @@ refused, never ignored. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import ConfigError
 from .families import FAMILIES, Family
 from .json_reader import JsonReader, listed, read_json, shown
-from .rope_config import MAX_POSITIONS, RopeConfig, read_rope
+from .rope_config import MAX_POSITIONS, ChunkConfig, RopeConfig, read_chunks, read_ropes
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,20 @@ class LayerConfig:
     """Queries and keys are turned by their positions."""
     window: int | None
     """A query sees itself and the window - 1 tokens before it; None: everything before it."""
+    experts: bool = False
+    """A few of many MLPs answer each token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The MLPs of a layer that has many of them."""
+
+    count: int
+    per_token: int
+    """How many of them a token goes through."""
+    intermediate_size: int
+    normalised: bool
+    """The weights of those that answer a token add up to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +70,66 @@ class ModelConfig:
     qk_norm: bool
     """Queries and keys are normalised per head before RoPE."""
     rope: RopeConfig
+    local_rope: RopeConfig | None = None
+    """The rule of layers with a window, where it is another one."""
+    chunks: ChunkConfig | None = None
+    """Dual chunk attention, in all layers."""
+    activation: Activation = "silu"
+    experts: ExpertsConfig | None = None
+    """Of the layers that have them."""
+    unit_norms: bool = False
+    """Weights of norms are differences to 1, and results are rounded last."""
+    norms_behind: bool = False
+    """What attention and MLP give is normalised before it is added."""
+    embedding_scale: float = 1.0
+    """Multiplies embeddings, rounded to their dtype."""
+    query_scale: float = 1.0
+    """Multiplies queries, beside 1/sqrt(head_dim)."""
     layers: tuple[LayerConfig, ...]
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a chunk of dual chunk attention."""
+        return None if self.chunks is None else self.chunks.length
 
-def read_config(folder: Path) -> ModelConfig:
-    """Reads `folder`/config.json; raises ConfigError."""
+
+def read_config(folder: Path, *, ctx_size: int = 0) -> ModelConfig:
+    """Reads `folder`/config.json; raises ConfigError.
+
+    A context of at most `ctx_size` tokens (0: as many as the model has positions for) decides which
+    of two sets of frequencies LongRoPE takes: kept keys cannot change theirs later.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file; give the folder of a Hugging Face model with safetensors"
         )
-    return parse_config(read_json(path, ConfigError))
+    return parse_config(read_json(path, ConfigError), ctx_size=ctx_size)
 
 
-def parse_config(reader: JsonReader) -> ModelConfig:
+def parse_config(reader: JsonReader, *, ctx_size: int = 0) -> ModelConfig:
     """The configuration in an open config.json; raises the reader's error."""
     name, family = _family(reader)
+    reader = _text_part(reader, family)
+    activation = _activation(reader, family)
     _refuse_unsupported(reader)
     declared = reader.integer("max_position_embeddings", maximum=MAX_POSITIONS)
-    rope, positions = read_rope(reader, default_theta=family.rope_theta, declared=declared)
+    rope, local_rope, positions = read_ropes(
+        reader,
+        default_theta=family.rope_theta,
+        local_theta=family.local_rope_theta,
+        declared=declared,
+        stretched=family.stretched_rope,
+        ctx_size=ctx_size,
+    )
     heads = reader.integer("num_attention_heads", maximum=1 << 14)
     hidden = reader.integer("hidden_size", maximum=1 << 20)
     bias = family.attention_bias == "by config" and reader.boolean("attention_bias", default=False)
     mlp_bias = family.mlp_bias == "by config" and reader.boolean("mlp_bias", default=False)
     layers = _layers(reader, family)
+    turned = any(layer.rope for layer in layers)
+    head_dim = _head_dim(reader, family, hidden, heads)
+    _check_turned(reader, rope, head_dim if turned else None)
     return ModelConfig(
         family=name,
         vocab_size=reader.integer("vocab_size", maximum=1 << 24),
@@ -83,15 +137,23 @@ def parse_config(reader: JsonReader) -> ModelConfig:
         intermediate_size=reader.integer("intermediate_size", maximum=1 << 22),
         heads=heads,
         kv_heads=_kv_heads(reader, heads),
-        head_dim=_head_dim(reader, family, hidden, heads, any(layer.rope for layer in layers)),
+        head_dim=head_dim,
         rms_norm_eps=reader.number("rms_norm_eps", above=True),
-        max_positions=_max_positions(reader, positions),
+        max_positions=positions,
         tie_embeddings=reader.boolean("tie_word_embeddings", default=family.tie_embeddings),
         qkv_bias=bias or family.attention_bias == "on q, k, v",
         output_bias=bias,
         mlp_bias=mlp_bias,
         qk_norm=family.qk_norm,
         rope=rope,
+        local_rope=local_rope,
+        chunks=_chunks(reader, rope, layers),
+        activation=activation,
+        experts=_experts(reader) if any(layer.experts for layer in layers) else None,
+        unit_norms=family.gemma,
+        norms_behind=family.gemma,
+        embedding_scale=math.sqrt(hidden) if family.gemma else 1.0,
+        query_scale=_query_scale(reader, head_dim) if family.gemma else 1.0,
         layers=layers,
     )
 
@@ -111,9 +173,33 @@ def _family(reader: JsonReader) -> tuple[str, Family]:
     return name, family
 
 
+def _text_part(reader: JsonReader, family: Family) -> JsonReader:
+    """The keys of the text decoder, with what absent ones mean."""
+    values: dict[str, object] = dict(family.absent)
+    if family.section is None:
+        return JsonReader(values | reader.values, reader.where, reader.error)
+    _refuse_unsupported(reader)
+    section = reader.section(family.section)
+    values |= section.values
+    if reader.has("tie_word_embeddings"):
+        values["tie_word_embeddings"] = reader.values["tie_word_embeddings"]
+    return JsonReader(values, section.where, section.error)
+
+
+def _activation(reader: JsonReader, family: Family) -> Activation:
+    wanted: Activation = "gelu_pytorch_tanh" if family.gemma else "silu"
+    for key in ("hidden_act", "hidden_activation"):
+        if reader.has(key) and reader.text(key) != wanted:
+            raise reader.mistyped(key, f"{wanted!r} (the only one supported)")
+    return wanted
+
+
 def _refuse_unsupported(reader: JsonReader) -> None:
-    if reader.has("hidden_act") and reader.text("hidden_act") != "silu":
-        raise reader.mistyped("hidden_act", "'silu' (the only one supported)")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if reader.has(key):
+            raise reader.mistyped(key, "null (capped logits are not supported)")
+    if reader.boolean("use_bidirectional_attention", default=False):
+        raise reader.mistyped("use_bidirectional_attention", "false (the only one supported)")
     if reader.has("quantization_config"):
         raise reader.refuse(
             "'quantization_config' is present: quantised weights are not supported; "
@@ -133,31 +219,81 @@ def _kv_heads(reader: JsonReader, heads: int) -> int:
     return kv_heads
 
 
-def _head_dim(reader: JsonReader, family: Family, hidden: int, heads: int, rope: bool) -> int:
+def _head_dim(reader: JsonReader, family: Family, hidden: int, heads: int) -> int:
     if reader.has("head_dim"):
-        head_dim = reader.integer("head_dim", maximum=1 << 14)
-    elif family.head_dim is not None:
-        head_dim = family.head_dim
-    elif hidden % heads:
+        return reader.integer("head_dim", maximum=1 << 14)
+    if family.head_dim is not None:
+        return family.head_dim
+    if hidden % heads:
         raise reader.refuse(
             f"'hidden_size' {hidden} is not divisible by 'num_attention_heads' {heads}, and "
             "'head_dim' is missing"
         )
-    else:
-        head_dim = hidden // heads
-    if rope and head_dim % 2:
-        raise reader.refuse(f"the head dimension is {head_dim}; RoPE needs an even one")
-    return head_dim
+    return hidden // heads
 
 
-def _max_positions(reader: JsonReader, positions: int) -> int:
-    """Beyond the original length a model with dual chunk attention was trained to see relative
-    positions folded into chunks; plain attention there is not that model, so it is not offered."""
+def _check_turned(reader: JsonReader, rope: RopeConfig, head_dim: int | None) -> None:
+    """Refuses what cannot turn in pairs; a head dimension of None turns nowhere."""
+    if head_dim is None:
+        return
+    turned = rope.dimensions(head_dim)
+    if turned % 2 or turned == 0:
+        share = "" if rope.share == 1 else f" of {head_dim} by 'partial_rotary_factor' {rope.share}"
+        raise reader.refuse(f"the head dimension is {turned}{share}; RoPE needs an even one")
+    if rope.kind == "longrope" and len(rope.factors) != turned // 2:
+        raise reader.refuse(
+            f"LongRoPE gives {len(rope.factors)} factors for {turned // 2} pairs of dimensions"
+        )
+
+
+def _query_scale(reader: JsonReader, head_dim: int) -> float:
+    return math.sqrt(head_dim / reader.number("query_pre_attn_scalar", above=True))
+
+
+def _chunks(
+    reader: JsonReader, rope: RopeConfig, layers: tuple[LayerConfig, ...]
+) -> ChunkConfig | None:
     if not reader.has("dual_chunk_attention_config"):
-        return positions
-    section = reader.section("dual_chunk_attention_config")
-    original = section.integer("original_max_position_embeddings", maximum=MAX_POSITIONS)
-    return min(positions, original)
+        return None
+    if any(layer.window is not None or not layer.rope for layer in layers):
+        raise reader.refuse(
+            "'dual_chunk_attention_config' is not supported together with sliding windows or "
+            "layers without RoPE"
+        )
+    if rope.kind != "default":
+        raise reader.refuse(
+            f"'dual_chunk_attention_config' is not supported together with rope type {rope.kind!r}"
+        )
+    return read_chunks(reader.section("dual_chunk_attention_config"))
+
+
+def _experts(reader: JsonReader) -> ExpertsConfig:
+    # transformers writes the second name since version 5.
+    newer = reader.has("num_local_experts") and not reader.has("num_experts")
+    key = "num_local_experts" if newer else "num_experts"
+    count = reader.integer(key, maximum=1 << 14)
+    per_token = reader.integer("num_experts_per_tok", maximum=1 << 14)
+    if per_token > count:
+        raise reader.refuse(f"'num_experts_per_tok' is {per_token} of {key!r} {count}")
+    return ExpertsConfig(
+        count=count,
+        per_token=per_token,
+        intermediate_size=reader.integer("moe_intermediate_size", maximum=1 << 22),
+        normalised=reader.boolean("norm_topk_prob", default=False),
+    )
+
+
+def _expert_layers(reader: JsonReader, count: int) -> list[bool]:
+    """For each layer whether it holds experts."""
+    step, plain = 1, []
+    if reader.has("decoder_sparse_step"):
+        step = reader.integer("decoder_sparse_step", maximum=1 << 20)
+    if reader.has("mlp_only_layers"):
+        plain = reader.items("mlp_only_layers")
+    for layer in plain:
+        if type(layer) is not int:
+            raise reader.refuse(f"'mlp_only_layers' holds {shown(layer)}; numbers are needed")
+    return [layer not in plain and (layer + 1) % step == 0 for layer in range(count)]
 
 
 def _layers(reader: JsonReader, family: Family) -> tuple[LayerConfig, ...]:
@@ -172,9 +308,10 @@ def _layers(reader: JsonReader, family: Family) -> tuple[LayerConfig, ...]:
             "'layer_types' contradicts 'sliding_window' and 'use_sliding_window' on which layers "
             "have a window"
         )
+    experts = _expert_layers(reader, count) if family.experts else [False] * count
     return tuple(
-        LayerConfig(rope=turned, window=window if slides else None)
-        for turned, slides in zip(rope, sliding, strict=True)
+        LayerConfig(rope=turned, window=window if slides else None, experts=many)
+        for turned, slides, many in zip(rope, sliding, experts, strict=True)
     )
 
 
@@ -191,7 +328,8 @@ def _window(reader: JsonReader, family: Family) -> int | None:
         if key not in reader.values:
             raise reader.refuse(f"the key {key!r} is missing; a number of tokens or null is needed")
         return reader.integer(key, maximum=MAX_POSITIONS) if reader.has(key) else None
-    switched_on = reader.boolean("use_sliding_window", default=family.windows == "never")
+    always = family.windows in ("never", "by pattern")
+    switched_on = reader.boolean("use_sliding_window", default=always)
     if not (switched_on and reader.has(key)):
         return None
     if family.windows == "never":
@@ -208,6 +346,9 @@ def _sliding_by_default(
         return [not turned for turned in rope]
     if family.windows == "all layers":
         return [True] * len(rope)
+    if family.windows == "by pattern":
+        period = reader.integer("sliding_window_pattern", maximum=1 << 20)
+        return [(index + 1) % period != 0 for index in range(len(rope))]
     full = reader.integer("max_window_layers", minimum=0, maximum=1 << 20)
     return [index >= full for index in range(len(rope))]
 

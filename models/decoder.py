@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import rope
-from ..kernels.rms_norm import rms_norm
-from .attention import Attention, LayerCache, Rotation
+from ..kernels.rms_norm import rms_norm, unit_rms_norm
+from .attention import Attention, LayerCache, Rotation, Turn
 from .config import LayerConfig, ModelConfig
-from .mlp import GatedMlp
-from .rope_config import RopeConfig
+from .mlp import ExpertMlp, GatedMlp
+from .rope_config import ChunkConfig, RopeConfig
 
 
 class Decoder(nn.Module):
@@ -34,9 +34,14 @@ class Decoder(nn.Module):
         self.head: nn.Linear | None = None
         if not config.tie_embeddings:
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # No buffer: casting the module to bfloat16 must not round the frequencies.
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim)
-        self._turns = any(layer.rope for layer in config.layers)
+        # No buffers: casting the module to bfloat16 must not round the frequencies.
+        self._rules = [rope_of(config, layer) for layer in config.layers]
+        self._frequencies = {
+            rule: inverse_frequencies(rule, config.head_dim)
+            for rule in self._rules
+            if rule is not None
+        }
+        self._norm = unit_rms_norm if config.unit_norms else rms_norm
 
     @torch.no_grad()
     def forward(
@@ -57,32 +62,81 @@ class Decoder(nn.Module):
         assert 0 <= wanted <= tokens, f"{wanted} logits wanted of {tokens} tokens"
         assert len(caches) == len(self.layers), f"{len(caches)} caches, {len(self.layers)} layers"
         hidden = self.embedding(token_ids)
-        rotation = self._rotation(positions, hidden.dtype) if self._turns else None
+        if self.config.embedding_scale != 1.0:
+            scale = torch.tensor(self.config.embedding_scale, dtype=hidden.dtype)
+            hidden = hidden * scale.item()
+        rotations = {
+            rule: self._rotation(rule, frequencies, positions, hidden.dtype)
+            for rule, frequencies in self._frequencies.items()
+        }
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if on_layer is not None:
                 on_layer(index)
             asking = wanted if index == len(self.layers) - 1 else tokens
+            rule = self._rules[index]
+            rotation = None if rule is None else rotations[rule]
             hidden = layer(hidden, rotation, positions, cache, asking)
-        hidden = rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        hidden = self._norm(hidden, self.norm, self.config.rms_norm_eps)
         matrix = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(hidden, matrix).float()
 
-    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        factor = self.config.rope.attention_factor
-        return rope.rotations(positions, self._frequencies, attention_factor=factor, dtype=dtype)
+    def _rotation(
+        self, rule: RopeConfig, frequencies: Tensor, positions: Tensor, dtype: torch.dtype
+    ) -> Rotation:
+        def turn(at: Tensor, scale: Tensor | float = 1.0) -> Turn:
+            factor = scale * rule.attention_factor
+            return rope.rotations(at, frequencies, attention_factor=factor, dtype=dtype)
+
+        chunks = self.config.chunks
+        if chunks is None:
+            plain = turn(positions)
+            return Rotation(plain, (plain,))
+        inside = positions % chunks.length
+        before = (inside + chunks.length).clamp(max=chunks.farthest)
+        scale = logit_scale(positions, chunks)
+        asked = (inside, before, torch.full_like(positions, chunks.farthest))
+        return Rotation(turn(inside), tuple(turn(at, scale) for at in asked))
+
+
+def rope_of(config: ModelConfig, layer: LayerConfig) -> RopeConfig | None:
+    """The rule that a layer's queries and keys turn by."""
+    if not layer.rope:
+        return None
+    return config.rope if layer.window is None or config.local_rope is None else config.local_rope
+
+
+def logit_scale(positions: Tensor, chunks: ChunkConfig) -> Tensor:
+    """What dual chunk attention multiplies the logits of queries with: float64 [T, 1]."""
+    seen = (positions + 1).double()[:, None]
+    if chunks.original_positions is None:
+        return torch.ones_like(seen)
+    return (1 + 0.1 * torch.log(seen / chunks.original_positions)).clamp(min=1).square()
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the gated MLP, each on a normalised input and added to the residual."""
+    """Attention, then the MLP or experts, each on a normalised input and added to the residual."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, index: int) -> None:
         super().__init__()
-        self.turns = layer.rope
+        hidden = config.hidden_size
         self.eps = config.rms_norm_eps
-        self.attention_norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.norm = unit_rms_norm if config.unit_norms else rms_norm
+        self.attention_norm = nn.Parameter(torch.ones(hidden))
         self.attention = Attention(config, index)
-        self.mlp_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.mlp_norm = nn.Parameter(torch.ones(hidden))
+        behind = config.norms_behind
+        self.attention_out_norm = nn.Parameter(torch.ones(hidden)) if behind else None
+        self.mlp_out_norm = nn.Parameter(torch.ones(hidden)) if behind else None
+        self.mlp: GatedMlp | ExpertMlp
+        if layer.experts and config.experts is not None:
+            self.mlp = ExpertMlp(hidden, config.experts, config.activation)
+        else:
+            self.mlp = GatedMlp(
+                hidden,
+                config.intermediate_size,
+                bias=config.mlp_bias,
+                activation=config.activation,
+            )
 
     def forward(
         self,
@@ -93,21 +147,28 @@ class DecoderLayer(nn.Module):
         asking: int,
     ) -> Tensor:
         """hidden [T, hidden_size]; returns [asking, hidden_size] for the last `asking` tokens."""
-        normed = rms_norm(hidden, self.attention_norm, self.eps)
-        turned = rotation if self.turns else None
+        normed = self.norm(hidden, self.attention_norm, self.eps)
         hidden = hidden[hidden.shape[0] - asking :]
-        hidden = hidden + self.attention(normed, turned, positions, cache, asking)
-        out: Tensor = hidden + self.mlp(rms_norm(hidden, self.mlp_norm, self.eps))
-        return out
+        found = self.attention(normed, rotation, positions, cache, asking)
+        if self.attention_out_norm is not None:
+            found = self.norm(found, self.attention_out_norm, self.eps)
+        hidden = hidden + found
+        made: Tensor = self.mlp(self.norm(hidden, self.mlp_norm, self.eps))
+        if self.mlp_out_norm is not None:
+            made = self.norm(made, self.mlp_out_norm, self.eps)
+        return hidden + made
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each pair of dimensions: float32 [head_dim / 2] on the CPU."""
+    """Radians per position of each pair of dimensions that turns: float32, on the CPU."""
+    head_dim = config.dimensions(head_dim)
     match config.kind:
         case "default":
             return rope.default_frequencies(head_dim, config.theta)
         case "linear":
             return rope.linear_frequencies(head_dim, config.theta, factor=config.factor)
+        case "longrope":
+            return rope.longrope_frequencies(head_dim, config.theta, factors=config.factors)
         case "llama3":
             return rope.llama3_frequencies(
                 head_dim,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +26,20 @@ from .families import FAMILIES, Family
 from .json_reader import listed, shown
 
 __all__ = ["checkpoint_bytes", "checkpoint_dtype", "load_decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a parameter is: so many rows of a tensor of the checkpoint, from one of them on."""
+
+    tensor: StoredTensor
+    first: int
+    rows: int
+
+    @property
+    def bytes(self) -> int:
+        return self.tensor.bytes * self.rows // self.tensor.shape[0]
+
 
 _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -44,21 +59,22 @@ def load_decoder(
     """
     with torch.device("meta"):
         decoder = Decoder(config)
-    stored = _matched(folder, config, decoder)
-    dtype = dtype or _common_dtype(stored.values())
-    total = sum(tensor.bytes for tensor in stored.values())
+    sources = _matched(folder, config, decoder)
+    dtype = dtype or _common_dtype(sources.values())
+    total = sum(source.bytes for source in sources.values())
     done = 0
     if progress is not None:
         progress(done, total)
-    in_order = sorted(stored.items(), key=lambda item: (item[1].file, item[1].start))
-    for file, group in groupby(in_order, key=lambda item: item[1].file):
+    in_order = sorted(sources.items(), key=lambda item: _place_on_disk(item[1]))
+    for file, group in groupby(in_order, key=lambda item: item[1].tensor.file):
         try:
             with safe_open(file, framework="pt", device="cpu") as data:
-                for parameter, tensor in group:
-                    stored_value = data.get_tensor(tensor.name)
-                    value = _converted(stored_value, tensor.name, file, dtype, device)
+                for parameter, source in group:
+                    name = source.tensor.name
+                    rows = data.get_tensor(name)[source.first : source.first + source.rows]
+                    value = _converted(rows, name, file, dtype, device)
                     _place(decoder, parameter, value)
-                    done += tensor.bytes
+                    done += source.bytes
                     if progress is not None:
                         progress(done, total)
         except (SafetensorError, OSError) as problem:
@@ -74,21 +90,31 @@ def checkpoint_dtype(folder: Path, config: ModelConfig) -> torch.dtype:
     return _common_dtype(_matched(folder, config, decoder).values())
 
 
-def _matched(folder: Path, config: ModelConfig, decoder: Decoder) -> dict[str, StoredTensor]:
-    """Parameter -> tensor of the checkpoint; raises WeightsError unless they fit one to one."""
-    stored = read_checkpoint(folder)
+def _place_on_disk(source: _Source) -> tuple[Path, int, int]:
+    return source.tensor.file, source.tensor.start, source.first
+
+
+def _matched(folder: Path, config: ModelConfig, decoder: Decoder) -> dict[str, _Source]:
+    """Parameter -> where it is; raises WeightsError unless tensors and parameters fit."""
     family = FAMILIES[config.family]
+    stored = {
+        usual: tensor
+        for name, tensor in read_checkpoint(folder).items()
+        if (usual := family.usual_name(name)) is not None
+    }
     if config.tie_embeddings:
         _share_tied(stored, family)
     shapes = {name: tuple(value.shape) for name, value in decoder.named_parameters()}
     names = {family.checkpoint_name(parameter): parameter for parameter in shapes}
+    held = {name: family.parameters_in(parameter) for name, parameter in names.items()}
+    wanted = {name: _joined(shapes[part] for part in parts) for name, parts in held.items()}
     _refuse_dtypes(folder, {name: stored[name] for name in names if name in stored})
     missing = [name for name in names if name not in stored]
     unexpected = [name for name in stored if name not in names and not _harmless(name)]
     misshaped = [
-        f"{name} is {list(stored[name].shape)} instead of {list(shapes[parameter])}"
-        for name, parameter in names.items()
-        if name in stored and stored[name].shape != shapes[parameter]
+        f"{name} is {list(stored[name].shape)} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in stored and stored[name].shape != shape
     ]
     problems = [
         f"{len(found)} {what} ({listed(found)})"
@@ -104,7 +130,19 @@ def _matched(folder: Path, config: ModelConfig, decoder: Decoder) -> dict[str, S
             f"{folder}: the weights do not fit config.json: {'; '.join(problems)}; "
             "take both from the same model"
         )
-    return {parameter: stored[name] for name, parameter in names.items()}
+    sources = {}
+    for name, parts in held.items():
+        first = 0
+        for part in parts:
+            sources[part] = _Source(stored[name], first, shapes[part][0])
+            first += shapes[part][0]
+    return sources
+
+
+def _joined(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of tensors one below another."""
+    shapes = list(shapes)
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _share_tied(stored: dict[str, StoredTensor], family: Family) -> None:
@@ -129,10 +167,10 @@ def _refuse_dtypes(folder: Path, needed: Mapping[str, StoredTensor]) -> None:
             )
 
 
-def _common_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
+def _common_dtype(sources: Iterable[_Source]) -> torch.dtype:
     counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.bytes
+    for source in sources:
+        counts[source.tensor.dtype] += source.bytes
     return _TORCH_DTYPES[counts.most_common(1)[0][0]]
 
 

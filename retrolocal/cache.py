@@ -16,15 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels.attention import causal_attention
+from .kernels.chunked_attention import chunked_attention, pieces
 from .statistics import CacheStatistics
 from .token_buffer import TokenBuffer
 
 
 class DenseCache:
-    """Full causal attention over everything appended: the reference `LayerCache`."""
+    """Full causal attention over everything appended: the reference `LayerCache`.
 
-    def __init__(self) -> None:
+    With `chunk_tokens` it is dual chunk attention, see `LayerCache.attend`.
+    """
+
+    def __init__(self, *, chunk_tokens: int | None = None) -> None:
         self._buffer = TokenBuffer()
+        self._chunk_tokens = chunk_tokens
 
     @property
     def tokens(self) -> int:
@@ -33,11 +38,24 @@ class DenseCache:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
         self._buffer.append(k, v)
-        if q.shape[1] == 0:
-            return torch.empty_like(q)
+        asking, scale = q.shape[-2], q.shape[-1] ** -0.5
+        if asking == 0:
+            return q.new_empty(q.shape[-3:])
         keys, values = self._buffer.view()
-        out, _ = causal_attention(q, keys, values, scale=q.shape[2] ** -0.5)
-        return out.to(q.dtype)
+        if self._chunk_tokens is None:
+            out, _ = causal_attention(q, keys, values, scale=scale)
+            return out.to(q.dtype)
+
+        def held(positions: range) -> tuple[Tensor, Tensor]:
+            chosen = slice(positions.start, positions.stop)
+            return keys[:, chosen], values[:, chosen]
+
+        first, length = self.tokens - asking, self._chunk_tokens
+        outs = []
+        for piece in pieces(first, self.tokens, length):
+            own = q[:, :, piece.start - first : piece.stop - first]
+            outs.append(chunked_attention(own, piece.stop, length, held, scale=scale)[0])
+        return torch.cat(outs, dim=1).to(q.dtype)
 
     def settle(self) -> None:
         """There is nothing to prepare here."""

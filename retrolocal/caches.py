@@ -39,9 +39,11 @@ def layer_caches(
         if window is not None:
             return RingCache(window)
         if config.cache == "dense":
-            return DenseCache()
+            return DenseCache(chunk_tokens=model.chunk_tokens)
         store = None if tiers is None else tiers.store()
-        return WaveCache(config.wave, store, layer=number, lengths=lengths)
+        return WaveCache(
+            config.wave, store, layer=number, lengths=lengths, chunk_tokens=model.chunk_tokens
+        )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
 

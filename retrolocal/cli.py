@@ -328,6 +328,11 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
         help="line by line, also on a terminal",
     )
     group.add_argument(
+        "--hidethinking",
+        action="store_true",
+        help="do not show what a model thinks before it answers (else it is dimmed)",
+    )
+    group.add_argument(
         "--no-mouse",
         action="store_true",
         help="leave the mouse to the terminal",

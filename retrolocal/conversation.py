@@ -13,6 +13,7 @@ from .chat import ChatTemplate, Message
 from .errors import TokenizerError
 from .ingest.document import Document
 from .ingest.token_map import TokenMap
+from .thinking import opening
 from .tokenizer import Tokenizer
 
 _PLACE = "\ue000retrolocal documents\ue001"
@@ -91,6 +92,10 @@ class Prompter:
         Raises TokenizerError when the template does not keep the documents as they are.
         """
         return self._compose(conversation).dialogue
+
+    def begun(self, dialogue: str) -> str:
+        """How the template begins the block of thinking that the reply goes on with, if it does."""
+        return "" if self._template is None else opening(dialogue)
 
     def dialogue_ids(self, text: str, *, beginning: bool) -> list[int]:
         """Token ids of the dialogue or its rest; `beginning` when no token stands before it."""

@@ -2,6 +2,7 @@
 
 `prefill` puts a prompt into the caches and returns the logits after it; `generate_tokens` draws
 token ids from there on; `stream_text` turns ids into text and stops at stop strings;
+`mark_thinking` tells thinking from the answer;
 `generate_text` joins it. Token ids know no tokenizer and text knows no tensor.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import Interrupted
+from .thinking import Thinking
 
 StopReason = Literal["eos", "stop", "length", "interrupted"]
 
@@ -59,6 +61,8 @@ class Piece:
     """Text that has become certain."""
 
     text: str
+    thinking: bool = False
+    """It belongs to the block of thinking before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,22 @@ def stream_text(
     if held:
         yield Piece(held)
     yield End(reason, count)
+
+
+def mark_thinking(events: Iterator[Piece | End], begun: str = "") -> Iterator[Piece | End]:
+    """The same text, with the block of thinking before the answer in pieces of its own.
+
+    `begun` is what the prompt has of it already; it comes first, so that the block is whole.
+    """
+    thinking = Thinking()
+    for part in thinking.push(begun):
+        yield Piece(part.text, part.thinking)
+    for event in events:
+        parts = thinking.finish() if isinstance(event, End) else thinking.push(event.text)
+        for part in parts:
+            yield Piece(part.text, part.thinking)
+        if isinstance(event, End):
+            yield event
 
 
 def generate_text(events: Iterator[Piece | End]) -> str:

@@ -83,9 +83,13 @@ def estimate(
             row = 2 * config.head_dim * INDEX_BYTES[wave.index_type] + 16
             # And the place of every token in its segment, to go back.
             index += held * config.kv_heads * (clusters * row + 4)
+    inner = config.intermediate_size
+    if config.experts is not None:
+        chosen = config.experts.per_token
+        inner = max(inner, chosen * (config.experts.intermediate_size + config.hidden_size))
     per_token = (
         4 * config.hidden_size
-        + 3 * config.intermediate_size
+        + 3 * inner
         + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
     clustering = 0 if wave is None else wave.segment_tokens * config.kv_heads * config.head_dim * 16

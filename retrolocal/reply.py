@@ -17,6 +17,7 @@ class Reply:
     """The last event of an answer: the whole of it with its figures."""
 
     text: str
+    """All of it, with the block of thinking that it may begin with."""
     stop_reason: StopReason
     prompt_tokens: int
     """Tokens of the whole prompt, those that were in the caches already included."""
@@ -28,6 +29,13 @@ class Reply:
     cache: CacheStatistics
     sources: tuple[Source, ...] = ()
     """The passages of the documents that it was read from."""
+    thinking: str = ""
+    """The block that `text` begins with, its tags included."""
+
+    @property
+    def answer(self) -> str:
+        """The text behind the block of thinking."""
+        return self.text.removeprefix(self.thinking)
 
     @property
     def decode_tokens_per_second(self) -> float:

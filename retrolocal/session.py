@@ -34,7 +34,7 @@ from .context import Context
 from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
-from .generate import End, Piece, Progress, generate_tokens, stream_text
+from .generate import End, Piece, Progress, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
@@ -114,7 +114,7 @@ class Session:
     ) -> None:
         self.name = name
         self.config = config
-        self.model_config = read_config(folder)
+        self.model_config = read_config(folder, ctx_size=config.ctx_size)
         if config.ctx_size > self.model_config.max_positions:
             raise ContextError(
                 f"--ctx-size is {config.ctx_size:,} and {name} has positions for "
@@ -133,8 +133,7 @@ class Session:
             weight_bytes=checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize,
             keeps=keeping is not None,
         )
-        eos = _known(self.tokenizer, self.tokenizer.eos_token)
-        self._defaults = generation_defaults(folder, stop_ids=eos)
+        self._defaults = generation_defaults(folder, stop_ids=self.tokenizer.end_ids)
         self._end_ids = self._defaults.stop_ids
         self._prompter = Prompter(self.tokenizer, ChatTemplate.open(folder, self.tokenizer))
         self._conversation = Conversation(tuple(documents))
@@ -298,11 +297,12 @@ class Session:
         temperature: float | None = None,
         options: AskOptions | None = None,
     ) -> str:
-        """The text of `stream`."""
+        """The text of `stream`, without the block of thinking that it may begin with."""
         events = self.stream(
             prompt, files, max_new_tokens=max_new_tokens, temperature=temperature, options=options
         )
-        return "".join(event.text for event in events if isinstance(event, Piece))
+        pieces = (event for event in events if isinstance(event, Piece))
+        return "".join(piece.text for piece in pieces if not piece.thinking)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Next-token logits at every position, float32 [T, vocab], with fresh caches.
@@ -362,6 +362,7 @@ class Session:
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
         tiers = self._room.tiers(head)
+        chunk_tokens = self.model_config.chunk_tokens
         return Context(
             self._open_decoder(),
             self._caches(expected=len(head.ids), tiers=tiers),
@@ -369,7 +370,7 @@ class Session:
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
-            piece_end=lambda tokens: piece_end(tokens, self.config.wave),
+            piece_end=lambda tokens: piece_end(tokens, self.config.wave, chunk_tokens),
             closing=(lambda: None) if tiers is None else tiers.close,
         )
 
@@ -403,20 +404,23 @@ class Session:
         logits = yield from context.read(new_ids, dialogue)
         before_reply, prompt_tokens = context.here(), context.tokens
         prefill_seconds = time.monotonic() - began
-        drawn, text, end = list[int](), "", None
+        drawn: list[int] = []
+        text, block, begun, end = "", "", self._prompter.begun(dialogue), None
+        events = self._stream(context, logits, new_ids, drawn, options)
         try:
-            for event in self._stream(context, logits, new_ids, drawn, options):
+            for event in mark_thinking(events, begun):
                 if isinstance(event, End):
                     end = event
                     break
                 text += event.text
+                block += event.text if event.thinking else ""
                 yield event
         finally:
             if end is None or end.reason == "stop":
                 context.go_back(before_reply)
         assert end is not None, "a stream of text ends with End"
         if end.reason != "stop":
-            context.keep_reply(drawn, text, ended=end.reason == "eos")
+            context.keep_reply(drawn, text.removeprefix(begun), ended=end.reason == "eos")
         yield Reply(
             text=text,
             stop_reason=end.reason,
@@ -427,6 +431,7 @@ class Session:
             generate_seconds=time.monotonic() - began - prefill_seconds,
             cache=combine(cache.statistics() for cache in context.caches),
             sources=read_from(context, self._heads.of(conversation.documents)),
+            thinking=block,
         )
 
     def _stream(
@@ -493,8 +498,3 @@ def _close(*contexts: Context | None) -> None:
     for context in contexts:
         if context is not None:
             context.close()
-
-
-def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:
-    number = None if token is None else tokenizer.token_id(token)
-    return frozenset() if number is None else frozenset({number})

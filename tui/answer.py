@@ -14,6 +14,7 @@ from textual.content import Content, Span
 from textual.message import Message
 from textual.style import Style
 
+from ..thinking import CLOSE, OPEN, Part, Thinking
 from .engine import Answer as FinishedAnswer
 from .engine import Source
 from .foreign import one_line, visible
@@ -101,30 +102,38 @@ class Answer(MessageView):
             self.number = number
             """Counted from 1."""
 
-    def __init__(self, text: str = "", *, remark: str = "") -> None:
+    def __init__(self, text: str = "", *, remark: str = "", hides_thinking: bool = False) -> None:
         super().__init__()
-        self.prose = Prose(text)
+        self.prose = Prose()
+        self.thoughts = Prose()
+        """What the model thought before it answered."""
+        self._hides_thinking = hides_thinking
+        self._thinking = Thinking()
+        if text:
+            self._take([*self._thinking.push(text), *self._thinking.finish()])
+            self.prose.finish()
         self.sources: tuple[Source, ...] = ()
         self._remark = remark
         self._footer: tuple[int, list[Content]] | None = None
 
     @property
     def text(self) -> str:
-        """The answer as Markdown."""
+        """The answer as Markdown, without what was thought."""
         return self.prose.source
 
     def append(self, piece: str) -> None:
         width = self.content_size.width
-        before = len(self.prose.lines(width)) if width else 0
-        self.prose.append(piece)
+        before = self._height(width) if width else 0
+        self._take(self._thinking.push(piece))
         # Arranging hundreds of messages anew costs more than all the rest.
-        if width and len(self.prose.lines(width)) == before:
+        if width and self._height(width) == before:
             self.refresh()
         else:
             self.changed()
 
     def finish(self, answer: FinishedAnswer | None, remark: str = "") -> None:
         """No more text comes; `remark` says so where that was not the model's decision."""
+        self._take(self._thinking.finish())
         self.prose.finish()
         if answer is not None:
             self.sources = answer.sources
@@ -135,7 +144,25 @@ class Answer(MessageView):
         self.changed()
 
     def rows(self, width: int) -> Sequence[Content]:
-        return _Joined(_TITLE, self.prose.lines(width), self._footer_rows(width))
+        above, lines = self._thought_rows(width), self.prose.lines(width)
+        between = [Content("")] if above and lines else []
+        return _Joined([_TITLE], above, between, lines, self._footer_rows(width))
+
+    def _take(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            if not part.thinking:
+                self.prose.append(part.text)
+            elif part.text.strip() != OPEN:
+                self.thoughts.append(part.text.removesuffix(CLOSE))
+
+    def _height(self, width: int) -> int:
+        return len(self._thought_rows(width)) + len(self.prose.lines(width))
+
+    def _thought_rows(self, width: int) -> Sequence[Content]:
+        lines = self.thoughts.lines(width)
+        if self._hides_thinking and lines:
+            return [Content.styled("thinking …" if self._thinking.inside else "thought", _THOUGHT)]
+        return _Dimmed(lines)
 
     def _footer_rows(self, width: int) -> list[Content]:
         if self._footer is None or self._footer[0] != width:
@@ -162,29 +189,43 @@ class Answer(MessageView):
             self.post_message(self.SourceRequested(self, number))
 
 
+_THOUGHT = "dim italic"
 _TITLE = Content.styled("retrolocal", "bold $text-primary")
 
 
-class _Joined(Sequence[Content]):
-    """A title, lines that grow in place, and a footer as one sequence, without copying."""
+class _Dimmed(Sequence[Content]):
+    """Lines that grow in place, each dimmed when it is drawn."""
 
-    def __init__(self, title: Content, lines: list[Content], footer: list[Content]) -> None:
-        self._title = title
+    def __init__(self, lines: list[Content]) -> None:
         self._lines = lines
-        self._footer = footer
 
     def __len__(self) -> int:
-        return 1 + len(self._lines) + len(self._footer)
+        return len(self._lines)
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+        if isinstance(at, slice):
+            return [line.stylize(_THOUGHT) for line in self._lines[at]]
+        return self._lines[at].stylize(_THOUGHT)
+
+
+class _Joined(Sequence[Content]):
+    """Several sequences of lines, some of which grow in place, as one, without copying."""
+
+    def __init__(self, *parts: Sequence[Content]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
 
     def __getitem__(self, at):  # type: ignore[no-untyped-def]
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         at = at + len(self) if at < 0 else at
-        if at == 0:
-            return self._title
-        if at <= len(self._lines):
-            return self._lines[at - 1]
-        return self._footer[at - 1 - len(self._lines)]
+        for rows in self._parts:
+            if at < len(rows):
+                return rows[at]
+            at -= len(rows)
+        raise IndexError(at)
 
 
 def read_from(sources: Sequence[Source]) -> Content:

@@ -173,7 +173,10 @@ class ChatScreen(Screen[None]):
 
     def show_turns(self, turns: Sequence[Turn]) -> None:
         """Shows another conversation."""
-        views = [view for turn in turns for view in (Question(turn.question), Answer(turn.answer))]
+        hides = self._settings.hides_thinking
+        views: list[MessageView] = []
+        for turn in turns:
+            views += (Question(turn.question), Answer(turn.answer, hides_thinking=hides))
         self.log_view.show(views)
 
     def remove_from(self, question: Question) -> None:
@@ -240,7 +243,7 @@ class ChatScreen(Screen[None]):
         question = self._tickets[ticket]
         question.fate = "sent"
         self._opening = None
-        self._live = Answer()
+        self._live = Answer(hides_thinking=self._settings.hides_thinking)
         self.log_view.mount(self._live, after=question)
 
     def wrote(self, text: str) -> None:

@@ -42,7 +42,7 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """The answer goes on with this text."""
+    """The answer goes on with this text, which may begin with a block of thinking."""
 
     text: str
 
@@ -226,3 +226,5 @@ class ChatSettings:
     mouse: bool = True
     notes: tuple[str, ...] = field(default=())
     """Lines to show at the beginning."""
+    hides_thinking: bool = False
+    """What a model thinks before it answers is not shown."""

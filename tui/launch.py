@@ -51,6 +51,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         documents=tuple(arguments.file),
         mouse=not arguments.no_mouse,
         notes=() if arguments.model else (BUILTIN_NOTE,),
+        hides_thinking=arguments.hidethinking,
     )
     return run(engine, settings, state_dir())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from ..library import Library
 from ..session import AskOptions, Reply, Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, document_of
+from ..thinking import thoughts
 from .system_text import system_text
 
 
@@ -73,6 +75,9 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         return _Chat(session, arguments, sampling, screen).run(questions)
 
 
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
 class _Chat:
     def __init__(
         self,
@@ -84,6 +89,9 @@ class _Chat:
         self._session = session
         self._json: bool = arguments.json
         self._sources: bool = arguments.sources and not arguments.json
+        self._hides_thinking: bool = arguments.hidethinking
+        self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._thinks = False
         self._screen = screen
         self._options = AskOptions(
             max_new_tokens=arguments.predict,
@@ -104,7 +112,7 @@ class _Chat:
         return code
 
     def _answer(self, question: str) -> int:
-        self._answering, self._stops = True, 0
+        self._answering, self._stops, self._thinks = True, 0, False
         try:
             with ExitStack() as bars:
                 progress = bars.enter_context(self._screen.progress())
@@ -114,7 +122,7 @@ class _Chat:
                         continue
                     bars.close()
                     if isinstance(event, Piece):
-                        self._write(event.text)
+                        self._write(event)
                     else:
                         return self._finish(event)
         except Interrupted as interrupted:
@@ -124,10 +132,19 @@ class _Chat:
             self._answering = False
         raise AssertionError("an answer ends with a Reply")
 
-    def _write(self, text: str) -> None:
-        if not self._json:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+    def _write(self, piece: Piece) -> None:
+        if self._json:
+            return
+        if piece.thinking and self._hides_thinking:
+            if not self._thinks:
+                self._screen.say("thinking ...")
+            self._thinks = True
+            return
+        sys.stdout.write(f"{_DIM}{piece.text}{_PLAIN}" if self._dimmed(piece) else piece.text)
+        sys.stdout.flush()
+
+    def _dimmed(self, piece: Piece) -> bool:
+        return piece.thinking and self._dims
 
     def _finish(self, reply: Reply) -> int:
         if self._json:
@@ -161,7 +178,8 @@ def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
     """The object that --json prints."""
     cache = reply.cache
     return {
-        "text": reply.text,
+        "text": reply.answer,
+        "thinking": thoughts(reply.thinking),
         "model": session.name,
         "prompt_tokens": reply.prompt_tokens,
         "generated_tokens": reply.generated_tokens,

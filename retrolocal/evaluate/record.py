@@ -84,6 +84,10 @@ class RecordingSession(Session):
             raise ModelError(
                 f"{model} has sliding windows only: no layer keeps the context, nothing to compare"
             )
+        if session.model_config.chunks is not None:
+            raise ModelError(
+                f"{model} has dual chunk attention, which is not recorded; take another model"
+            )
         return session
 
     def record(

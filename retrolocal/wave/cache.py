@@ -19,18 +19,22 @@ from torch import Tensor
 
 from ..config import WaveConfig
 from ..kernels.attention import causal_attention, full_attention
+from ..kernels.chunked_attention import chunked_attention, ranges
+from ..kernels.gather import behind
 from ..kernels.merge import merge
-from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
+from ..kernels.segment import Segment, SegmentTable, nbytes, segment_of, segment_tensors
+from ..kernels.wave_attention import StepAnswer
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
 from .buffer.source import Stored
+from .chunks import ChunkedSegments, chunked_step
 from .clustering import cluster_segment
 from .index import WaveIndex
 from .prefill import prefill_attention
-from .read_from import clustered_shares, dense_shares
+from .read_from import Asked, clustered_shares, dense_shares
 from .store import BlockStore, RamStore
-from .zones import next_growth, next_segment, pending
+from .zones import next_growth, next_segment, pending, segment_end
 
 ASKED = 32
 """Steps whose queries are kept to say what was read."""
@@ -84,7 +88,10 @@ class Steps:
 
 
 class WaveCache:
-    """See the module; `layer` only keeps layers from taking up their segments at the same step."""
+    """See the module; `layer` only keeps layers from taking up their segments at the same step.
+
+    With `chunk_tokens` it is dual chunk attention: queries come as three, see `LayerCache.attend`.
+    """
 
     def __init__(
         self,
@@ -93,8 +100,13 @@ class WaveCache:
         *,
         layer: int = 0,
         lengths: Lengths | None = None,
+        chunk_tokens: int | None = None,
     ) -> None:
         self._config = config
+        self._chunk_tokens = chunk_tokens
+        self._chunked = (
+            None if chunk_tokens is None else ChunkedSegments(chunk_tokens, config.sink_tokens)
+        )
         self._layer = layer
         self._lengths = Lengths() if lengths is None else lengths
         self._index = WaveIndex(config)
@@ -118,10 +130,10 @@ class WaveCache:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
-        if k.shape[1] == 1 and q.shape[1] == 1:
+        if k.shape[1] == 1 and q.shape[-2] == 1:
             return self._step(q, k, v)
         self._take_up(early=True)
-        out, first, asked_from = [], 0, k.shape[1] - q.shape[1]
+        out, first, asked_from = [], 0, k.shape[1] - q.shape[-2]
         short = self._settled and k.shape[1] <= self._lengths.stepped
         while first < k.shape[1]:
             last = first + self._room(k.shape[1] - first)
@@ -129,10 +141,10 @@ class WaveCache:
             self._tokens += last - first
             if last > asked_from:
                 piece = slice(max(0, first - asked_from), last - asked_from)
-                out.append(self._answer(q[:, piece], short=short))
+                out.append(self._answer(q[..., piece, :], short=short))
             self._cut_full()
             first = last
-        return torch.cat(out, dim=1) if out else torch.empty_like(q)
+        return torch.cat(out, dim=1) if out else q.new_empty(q.shape[-3:])
 
     def settle(self) -> None:
         """The documents are read: clusters what a generation would cluster soon, so that it is part
@@ -141,10 +153,12 @@ class WaveCache:
         self._forget_originals()
         self._take_up(early=True)
         self._cut_full()
-        if self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
+        while self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
             self._config.growth_tokens
         ):
-            self._cut(self._tokens - self._config.window_tokens)
+            start = max(self._clustered_end, self._config.sink_tokens)
+            end = segment_end(start, self._config, self._chunk_tokens)
+            self._cut(min(end, self._tokens - self._config.window_tokens))
 
     def snapshot(self) -> WaveSnapshot:
         plan = None if self._job is None else self._job.plan
@@ -226,14 +240,32 @@ class WaveCache:
         """
         if not self._asked:
             return None
-        queries, keys = torch.stack(self._asked), self._steady.view()[0]
+        asked = self._read_parts(torch.stack(self._asked, dim=-3))
         if not self._index.segments:
-            return dense_shares(queries, keys)
-        shares = clustered_shares(
-            queries, keys, self._index.segments, self._permutations, self._store.fetch
-        )
+            return dense_shares(asked)
+        shares = clustered_shares(asked)
         sinks = self._config.sink_tokens
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
+
+    def _read_parts(self, queries: Tensor) -> list[Asked]:
+        """Queries [S, Hq, D] (or three times that) with what they ask for, as the text has it."""
+        segments, permutations = self._index.segments, self._permutations
+        if self._chunked is None:
+            near, fetch = self._steady.view()[0], self._store.fetch
+            return [Asked(queries, near, segments, permutations, fetch)]
+        tables = self._chunked.of(segments, self._tokens)
+        numbers = self._chunked.numbers(segments, self._tokens)
+        seen = ranges(self._tokens, self._chunked.chunk_tokens)
+        return [
+            Asked(
+                queries[kind],
+                self._held(seen[kind])[0],
+                tables[kind],
+                permutations[slice(*numbers[kind])],
+                behind(self._store.fetch, numbers[kind][0]),
+            )
+            for kind in (2, 1, 0)
+        ]
 
     def statistics(self) -> CacheStatistics:
         steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
@@ -264,13 +296,16 @@ class WaveCache:
         self._steady.append(k, v)
         self._tokens += 1
         self._steps.count += 1
+        if self._chunk_tokens is not None and self._tokens % self._chunk_tokens == 1:
+            # What was asked from the chunk before had other ranges.
+            self._asked.clear()
         if len(self._asked) < ASKED:
-            self._asked.append(q[:, 0].clone())
+            self._asked.append(q[..., 0, :].clone())
         if len(self._index.segments) == 0:
-            out, _ = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
+            out = self._steady_attention(q)[0].to(q.dtype)
             self._steps.mass_exact += 1.0
         else:
-            answer = self._index.answer(q[:, 0], self._steady.view(), self._store.fetch)
+            answer = self._through_index(q)
             out = answer.out[:, None].to(q.dtype, copy=True)
             self._steps.mass_exact += fmean(answer.mass_exact.tolist())
             self._steps.retrieved_tokens += fmean(answer.retrieved_tokens.tolist())
@@ -280,19 +315,61 @@ class WaveCache:
 
     def _answer(self, q: Tensor, *, short: bool) -> Tensor:
         """The last Tq tokens over everything held: [Hq, Tq, D]."""
-        self._asked = [q[:, -1].clone()]
-        scale, indexed = q.shape[2] ** -0.5, len(self._index.segments) > 0
+        self._asked = [q[..., -1, :].clone()]
+        indexed = len(self._index.segments) > 0
         through_index = indexed and self._tokens >= self._lengths.prefill()
-        if indexed and (short or (through_index and q.shape[1] == 1)):
+        if indexed and short and self._chunked is None:
             return self._one_by_one(q)
-        steady = causal_attention(q, *self._steady.view(), scale=scale)
-        if through_index:
-            fetch = self._store.fetch
-            return prefill_attention(q, steady, self._index, self._config, fetch).to(q.dtype)
-        for number in range(len(self._index.segments)):
-            k, v = (rows.to(q.dtype) for rows in self._rows(number))
-            steady = merge(steady, full_attention(q, k, v, scale=scale))
-        return steady[0].to(q.dtype)
+        if through_index and q.shape[-2] == 1:
+            return self._through_index(q).out[:, None].to(q.dtype, copy=True)
+        found = self._steady_attention(q)
+        for asked, first, segments in self._asked_segments(q):
+            if len(segments) == 0:
+                continue
+            if through_index:
+                fetch = behind(self._store.fetch, first)
+                found = prefill_attention(asked, found, segments, self._config, fetch)
+                continue
+            for number in range(first, first + len(segments)):
+                k, v = (rows.to(q.dtype) for rows in _rows(self._store.whole(number)))
+                found = merge(found, full_attention(asked, k, v, scale=q.shape[-1] ** -0.5))
+        return found[0].to(q.dtype)
+
+    def _steady_attention(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The last Tq tokens over the steady zone: out [Hq, Tq, D] and lse [Hq, Tq]."""
+        scale = q.shape[-1] ** -0.5
+        if self._chunk_tokens is None:
+            return causal_attention(q, *self._steady.view(), scale=scale)
+        return chunked_attention(q, self._tokens, self._chunk_tokens, self._held, scale=scale)
+
+    def _through_index(self, q: Tensor) -> StepAnswer:
+        """The last token over everything held, as in a decode step; valid until the next one."""
+        if self._chunked is None:
+            return self._index.answer(q[:, 0], self._steady.view(), fetch=self._store.fetch)
+        return chunked_step(
+            q[:, :, 0], self._tokens, self._index, self._chunked, self._held, self._store.fetch
+        )
+
+    def _asked_segments(self, q: Tensor) -> Sequence[tuple[Tensor, int, SegmentTable]]:
+        """Queries [Hq, Tq, D], the segments that they ask for and the number of the first."""
+        if self._chunked is None:
+            return [(q, 0, self._index.segments)]
+        tables = self._chunked.of(self._index.segments, self._tokens)
+        numbers = self._chunked.numbers(self._index.segments, self._tokens)
+        return [
+            (asked, first, table)
+            for asked, (first, _), table in zip(q, numbers, tables, strict=True)
+        ]
+
+    def _held(self, positions: range) -> tuple[Tensor, Tensor]:
+        """K and V [Hkv, n, D] of the tokens of the steady zone at these positions."""
+        sinks, clustered = self._config.sink_tokens, self._clustered_end
+
+        def place(position: int) -> int:
+            inside = min(position, sinks)
+            return inside + max(0, position - clustered)
+
+        return self._steady.view(place(positions.start), place(positions.stop))
 
     def _one_by_one(self, q: Tensor) -> Tensor:
         """The last Tq tokens, each as a decode step."""
@@ -300,31 +377,41 @@ class WaveCache:
         out, first = torch.empty_like(q), k.shape[1] - q.shape[1] + 1
         for number in range(q.shape[1]):
             seen = k[:, : first + number], v[:, : first + number]
-            out[:, number] = self._index.answer(q[:, number], seen, self._store.fetch).out
+            out[:, number] = self._index.answer(q[:, number], seen, fetch=self._store.fetch).out
         return out
 
     def _room(self, tokens: int) -> int:
-        """How many of so many new tokens may come before a full segment has to be cut."""
-        size = self._config.segment_tokens
-        missing = size - pending(self._tokens, self._clustered_end, self._config)
+        """How many of so many new tokens may come before a full segment has to be cut.
+
+        Under dual chunk attention none of them lies in the next chunk.
+        """
+        size, chunk = self._config.segment_tokens, self._chunk_tokens
+        start = max(self._clustered_end, self._config.sink_tokens)
+        end = segment_end(start, self._config, chunk)
+        missing = end + self._config.window_tokens - self._tokens
         missing = missing if missing > 0 else size
-        if missing >= tokens:
-            return tokens
+        left = tokens if chunk is None else min(tokens, chunk - self._tokens % chunk)
+        if missing >= left:
+            return left
         short = not self._index.segments and self._tokens + tokens <= self._lengths.cluster()
-        return tokens if short else missing
+        return left if short else missing
 
     def _clusters(self) -> bool:
         """Whether the context is long enough to be clustered at all."""
         waiting = pending(self._tokens, self._clustered_end, self._config)
-        if waiting < min(self._config.growth_tokens, self._config.segment_tokens):
-            return False
+        least = min(self._config.growth_tokens, self._config.segment_tokens)
+        return waiting >= least and self._is_long()
+
+    def _is_long(self) -> bool:
         return bool(len(self._index.segments)) or self._tokens > self._lengths.cluster()
 
     def _cut_full(self) -> None:
         """Cuts all full segments."""
         while (
-            span := next_segment(self._tokens, self._clustered_end, self._config)
-        ) is not None and self._clusters():
+            span := next_segment(
+                self._tokens, self._clustered_end, self._config, self._chunk_tokens
+            )
+        ) is not None and self._is_long():
             self._cut(span.stop)
 
     def _cut(self, stop: int) -> None:
@@ -348,7 +435,7 @@ class WaveCache:
         """Takes up what is due, then begins what can be begun."""
         self._take_up(early=False)
         if self._job is None and self._clusters():
-            span = next_growth(self._tokens, self._clustered_end, self._config)
+            span = next_growth(self._tokens, self._clustered_end, self._config, self._chunk_tokens)
             if span is not None:
                 # Longer segments take longer; layers take theirs up one after another.
                 due = self._tokens + 32 + len(span) // 32 + self._layer
@@ -372,12 +459,6 @@ class WaveCache:
         earliest = min((s.segments for s in self._snapshots), default=held)
         self._originals = {n: rows for n, rows in self._originals.items() if n >= earliest}
 
-    def _rows(self, number: int) -> tuple[Tensor, Tensor]:
-        """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
-        segment = self._store.whole(number)
-        k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
-        return torch.stack(k), torch.stack(v)
-
     def _whole(self, number: int) -> Segment:
         """A segment with blocks that stay valid."""
         held, whole = self._index.segments[number], self._store.whole(number)
@@ -391,6 +472,12 @@ class WaveCache:
         if number in self._originals:
             return self._originals[number]
         assert self._index.segments[number].codec.plain, "a snapshot of another cache"
-        k, v = self._rows(number)
+        k, v = _rows(self._store.whole(number))
         back = torch.argsort(self._permutations[number].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)
+
+
+def _rows(segment: Segment) -> tuple[Tensor, Tensor]:
+    """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
+    k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
+    return torch.stack(k), torch.stack(v)

@@ -70,12 +70,24 @@ class WaveIndex:
         return sum(int((segment.starts.diff() > 0).sum()) for segment in self.segments)
 
     def answer(
-        self, q: Tensor, steady: tuple[Tensor, Tensor], fetch: Fetch | None = None
+        self,
+        q: Tensor,
+        steady: tuple[Tensor, Tensor],
+        segments: SegmentTable | None = None,
+        fetch: Fetch | None = None,
     ) -> StepAnswer:
         """Tripartite attention of one step: q [Hq, D], K and V [Hkv, n, D] of the steady zone.
+
+        Over all segments, or over some of them.
 
         RetroInfer (arXiv 2505.02922), section 4.2, with the differences in ARCHITECTURE.md. The
         answer is valid until this thread's next step.
         """
-        scale = 1 / math.sqrt(q.shape[1])
-        return wave_attention(q, steady, self.segments, self._selection, scale=scale, fetch=fetch)
+        return wave_attention(
+            q,
+            steady,
+            self.segments if segments is None else segments,
+            self._selection,
+            scale=1 / math.sqrt(q.shape[1]),
+            fetch=fetch,
+        )

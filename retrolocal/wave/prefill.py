@@ -13,8 +13,8 @@ from torch import Tensor
 from ..config import WaveConfig
 from ..kernels.gather import Fetch
 from ..kernels.merge import merge
+from ..kernels.segment import SegmentTable
 from ..kernels.wave_prefill import Blocks, wave_prefill
-from .index import WaveIndex
 
 BLOCK_TOKENS = 256
 """Positions whose queries share one choice of clusters."""
@@ -33,14 +33,14 @@ def blocks(config: WaveConfig) -> Blocks:
 def prefill_attention(
     q: Tensor,
     steady: tuple[Tensor, Tensor],
-    index: WaveIndex,
+    segments: SegmentTable,
     config: WaveConfig,
     fetch: Fetch | None = None,
-) -> Tensor:
-    """q [Hq, T, D]; `steady` is out [Hq, T, D] and lse [Hq, T] over the steady zone.
+) -> tuple[Tensor, Tensor]:
+    """q [Hq, T, D]; `steady` is out [Hq, T, D] and lse [Hq, T] over what is attended elsewhere.
 
-    Returns [Hq, T, D] float32.
+    Returns both over that and the segments, float32.
     """
     scale = 1 / math.sqrt(q.shape[2])
-    rest = wave_prefill(q, steady[1], index.segments, blocks(config), scale=scale, fetch=fetch)
-    return merge((steady[0].float(), steady[1]), rest)[0]
+    rest = wave_prefill(q, steady[1], segments, blocks(config), scale=scale, fetch=fetch)
+    return merge((steady[0].float(), steady[1]), rest)

@@ -23,29 +23,44 @@ def pending(tokens: int, clustered_end: int, config: WaveConfig) -> int:
     return tokens - config.window_tokens - max(clustered_end, config.sink_tokens)
 
 
-def next_segment(tokens: int, clustered_end: int, config: WaveConfig) -> range | None:
+def segment_end(start: int, config: WaveConfig, chunk_tokens: int | None = None) -> int:
+    """Where a full segment from position `start` on ends.
+
+    Under dual chunk attention no segment lies in two chunks: queries ask for them differently.
+    """
+    end = start + config.segment_tokens
+    return end if chunk_tokens is None else min(end, (start // chunk_tokens + 1) * chunk_tokens)
+
+
+def next_segment(
+    tokens: int, clustered_end: int, config: WaveConfig, chunk_tokens: int | None = None
+) -> range | None:
     """Token positions of the full segment to cut now, or None.
 
     `tokens` are held; those from `sink_tokens` to `clustered_end` are in segments already.
     """
     start = max(clustered_end, config.sink_tokens)
-    if pending(tokens, clustered_end, config) < config.segment_tokens:
-        return None
-    return range(start, start + config.segment_tokens)
+    end = segment_end(start, config, chunk_tokens)
+    return range(start, end) if end <= tokens - config.window_tokens else None
 
 
-def piece_end(tokens: int, config: WaveConfig) -> int:
+def piece_end(tokens: int, config: WaveConfig, chunk_tokens: int | None = None) -> int:
     """Length of a context, above `tokens`, at which a prompt's next full segment is cut."""
-    first = config.sink_tokens + config.window_tokens
-    return first + (max(0, tokens - first) // config.segment_tokens + 1) * config.segment_tokens
+    covered = max(0, tokens - config.window_tokens)
+    chunk = 0 if chunk_tokens is None else covered // chunk_tokens * chunk_tokens
+    first = max(chunk, config.sink_tokens)
+    first += max(0, covered - first) // config.segment_tokens * config.segment_tokens
+    return segment_end(first, config, chunk_tokens) + config.window_tokens
 
 
-def next_growth(tokens: int, clustered_end: int, config: WaveConfig) -> range | None:
+def next_growth(
+    tokens: int, clustered_end: int, config: WaveConfig, chunk_tokens: int | None = None
+) -> range | None:
     """The same while generating: shorter segments, once `growth_tokens` are pending."""
     start, waiting = max(clustered_end, config.sink_tokens), pending(tokens, clustered_end, config)
     if waiting < min(config.growth_tokens, config.segment_tokens):
         return None
-    return range(start, start + min(waiting, config.segment_tokens))
+    return range(start, min(start + waiting, segment_end(start, config, chunk_tokens)))
 
 
 def initial_centroids(tokens: int, config: WaveConfig) -> int:

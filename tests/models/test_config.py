@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retrolocal.errors import ConfigError
-from retrolocal.models import FAMILIES, LayerConfig, read_config
+from retrolocal.models import FAMILIES, LayerConfig, RopeConfig, read_config
+from retrolocal.models.config import ExpertsConfig
+from retrolocal.models.rope_config import ChunkConfig
 
-SUPPORTED = "llama, mistral, qwen2, qwen3, smollm3"
+SUPPORTED = "gemma3, gemma3_text, llama, mistral, phi3, qwen2, qwen3, qwen3_moe, smollm3"
+
+
+CHUNKS = {"chunk_size": 64, "local_size": 8, "original_max_position_embeddings": 100}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0] * 6,
+    "long_factor": [2.0] * 6,
+    "original_max_position_embeddings": 32,
+}
 
 
 def family(name: str, **keys: object) -> dict[str, object]:
@@ -92,9 +105,8 @@ def test_a_flag_must_be_true_or_false(key: str, value: object, write_config: Any
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
-        ("gemma3", "Gemma3ForCausalLM"),
-        ("qwen3_moe", "Qwen3MoeForCausalLM"),
-        ("phi3", "Phi3ForCausalLM"),
+        ("gemma2", "Gemma2ForCausalLM"),
+        ("phimoe", "PhimoeForCausalLM"),
         ("mixtral", "MixtralForCausalLM"),
         ("x\n\x1b[2J", None),
     ],
@@ -147,7 +159,59 @@ def test_another_architecture_is_refused(architectures: object, write_config: An
         (family("smollm3", no_rope_layers=[1, True]), "'no_rope_layers' holds True"),
         (family("smollm3", no_rope_layers=[1, [1]]), "'no_rope_layers' holds a list"),
         (family("smollm3", no_rope_layer_interval=0), "'no_rope_layer_interval' is 0"),
-        (family("qwen2", dual_chunk_attention_config={}), "'original_max_position_embeddings'"),
+        (family("qwen2", dual_chunk_attention_config={}), "'chunk_size' is missing"),
+        (family("qwen2", dual_chunk_attention_config=CHUNKS | {"local_size": 64}), "below 'chunk"),
+        (family("qwen2", dual_chunk_attention_config=CHUNKS | {"x": 1}), "unsupported keys: x"),
+        (family("mistral", sliding_window=8, dual_chunk_attention_config=CHUNKS), "sliding win"),
+        (
+            family(
+                "qwen2",
+                dual_chunk_attention_config=CHUNKS,
+                rope_scaling={"rope_type": "linear", "factor": 2.0},
+            ),
+            "rope type 'linear'",
+        ),
+        (family("qwen3_moe"), "'num_experts' is missing"),
+        (family("qwen3_moe", **EXPERTS | {"num_experts": 0}), "'num_experts' is 0"),
+        (family("qwen3_moe", **EXPERTS | {"num_experts_per_tok": 9}), "9 of 'num_experts' 8"),
+        (family("qwen3_moe", **EXPERTS | {"moe_intermediate_size": None}), "'moe_intermediate_siz"),
+        (family("qwen3_moe", **EXPERTS | {"norm_topk_prob": 1}), "'norm_topk_prob' is 1"),
+        (family("qwen3_moe", **EXPERTS | {"decoder_sparse_step": 0}), "'decoder_sparse_step' is 0"),
+        (family("qwen3_moe", **EXPERTS | {"mlp_only_layers": 3}), "'mlp_only_layers' is 3"),
+        (family("qwen3_moe", **EXPERTS | {"mlp_only_layers": [True]}), "'mlp_only_layers' holds"),
+        (family("qwen3_moe", sliding_window=8, **EXPERTS), "'sliding_window' is 8"),
+        (
+            family("gemma3_text", hidden_act=None, hidden_activation="gelu"),
+            "'hidden_activation' is 'gelu'",
+        ),
+        (family("gemma3_text", hidden_act="silu"), "'hidden_act' is 'silu'"),
+        (family("gemma3_text", query_pre_attn_scalar=0, hidden_act=None), "'query_pre_attn_scal"),
+        (family("gemma3_text", hidden_act=None, final_logit_softcapping=30.0), "'final_logit_soft"),
+        (family("gemma3_text", hidden_act=None, attn_logit_softcapping=50.0), "'attn_logit_softc"),
+        (family("gemma3_text", hidden_act=None, use_bidirectional_attention=True), "bidirection"),
+        (family("gemma3_text", hidden_act=None, sliding_window_pattern=0), "'sliding_window_patt"),
+        (family("gemma3_text", hidden_act=None, rope_local_base_freq=0), "'rope_local_base_freq'"),
+        (
+            family("gemma3_text", hidden_act=None, rope_parameters={"rope_type": "default"}),
+            "rope_t",
+        ),
+        (family("gemma3"), "'text_config' is missing"),
+        (family("gemma3", text_config=[]), "'text_config' is a list"),
+        (family("gemma3", text_config={"model_type": "x"}), "'hidden_size' is missing"),
+        (family("gemma3", text_config={}, quantization_config={}), "quantised weights"),
+        (family("phi3", partial_rotary_factor=1.5), "'partial_rotary_factor' is [1.5]"),
+        (family("phi3", partial_rotary_factor=0.01), "the head dimension is 0 of 12"),
+        (family("phi3", partial_rotary_factor=0.6), "the head dimension is 7 of 12"),
+        (family("phi3", rope_scaling={"type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
+        (
+            family("phi3", rope_scaling=LONGROPE | {"short_factor": [1.0]}),
+            "1 numbers and 'long_factor' 6",
+        ),
+        (family("phi3", rope_scaling=LONGROPE, head_dim=16), "6 factors for 8 pairs"),
+        (family("phi3", rope_scaling=LONGROPE | {"long_factor": "x"}), "'long_factor' is 'x'"),
+        (family("phi3", rope_scaling=LONGROPE | {"short_factor": [0] * 6}), "'short_factor' is 0"),
+        (family("phi3", rope_scaling=LONGROPE | {"short_factor": [10**400]}), "'short_factor' is"),
+        (family("phi3", rope_scaling=LONGROPE | {"short_mscale": 1.2}), "short_mscale"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -211,10 +275,65 @@ def test_what_absent_keys_mean(write_config: Any) -> None:
     assert read_config(write_config(**family("qwen2"), head_dim=None)).head_dim == 12
 
 
-def test_dual_chunk_attention_limits_the_positions(write_config: Any) -> None:
-    section = {"chunk_size": 64, "local_size": 8, "original_max_position_embeddings": 100}
-    folder = write_config(**family("qwen2", dual_chunk_attention_config=section))
-    assert read_config(folder).max_positions == 100
+def test_dual_chunk_attention(write_config: Any) -> None:
+    ignored = {"sparse_attention_enabled": True, "sparse_attention_config": {}}
+    folder = write_config(**family("qwen2", dual_chunk_attention_config=CHUNKS | ignored))
+    config = read_config(folder)
+    assert config.max_positions == 128
+    assert config.chunks == ChunkConfig(length=56, farthest=64, original_positions=100)
+    assert read_config(write_config(**family("qwen2"))).chunks is None
+
+
+def test_experts(write_config: Any) -> None:
+    def layers(**keys: object) -> list[bool]:
+        folder = write_config(**family("qwen3_moe", num_hidden_layers=4, **EXPERTS, **keys))
+        return [layer.experts for layer in read_config(folder).layers]
+
+    assert layers() == [True] * 4
+    assert layers(decoder_sparse_step=2) == [False, True, False, True]
+    assert layers(mlp_only_layers=[0, 3, 9]) == [False, True, True, False]
+    newer = {"num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    experts = read_config(write_config(**family("qwen3_moe", **newer))).experts
+    assert experts == ExpertsConfig(count=8, per_token=2, intermediate_size=16, normalised=False)
+
+
+def test_longrope_is_fixed_by_the_length_of_the_context(write_config: Any) -> None:
+    folder = write_config(**family("phi3", rope_scaling=LONGROPE))
+
+    def factors(ctx_size: int) -> float:
+        return read_config(folder, ctx_size=ctx_size).rope.factors[0]
+
+    assert [factors(n) for n in (0, 1, 32, 33, 128)] == [2.0, 1.0, 1.0, 2.0, 2.0]
+    assert read_config(folder).max_positions == 128
+
+
+GEMMA: dict[str, object] = {"hidden_act": None, "num_hidden_layers": 7, "head_dim": 12}
+
+
+def test_gemma(write_config: Any) -> None:
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "sliding_window": 8}
+    folder = write_config(
+        **family("gemma3_text", **GEMMA, **old, rope_scaling={"type": "linear", "factor": 8.0}),
+        without=["num_key_value_heads", "tie_word_embeddings"],
+    )
+    config = read_config(folder)
+    assert [layer.window for layer in config.layers] == [8] * 5 + [None, 8]
+    assert config.rope == RopeConfig(kind="linear", theta=1e6, factor=8.0)
+    assert config.local_rope == RopeConfig(kind="default", theta=500.0)
+    assert (config.kv_heads, config.tie_embeddings) == (4, True)
+    assert config.embedding_scale == 48**0.5
+    assert config.query_scale == (12 / 256) ** 0.5
+
+
+def test_the_text_part_of_a_model_that_also_sees(write_config: Any, plain_config: Any) -> None:
+    text = plain_config | GEMMA | {"model_type": "gemma3_text", "rope_theta": 1e6}
+    text.pop("architectures")
+    plain = read_config(write_config(**text, architectures=["Gemma3ForCausalLM"]))
+    keys = {"vision_config": {"hidden_size": 3}, "text_config": text, "tie_word_embeddings": True}
+    folder = write_config(**family("gemma3", **keys), without=list(plain_config)[2:-1])
+    config = read_config(folder)
+    assert config.tie_embeddings
+    assert replace(config, family="gemma3_text", tie_embeddings=False) == plain
 
 
 @pytest.mark.parametrize(
@@ -267,6 +386,7 @@ REAL = {
     "Llama-3.2-1B": ("llama", 131072, 64, True, "llama3"),
     "Qwen2.5-0.5B-Instruct": ("qwen2", 32768, 64, True, "default"),
     "Qwen2.5-1.5B-Instruct": ("qwen2", 32768, 128, True, "default"),
+    "Qwen3-30B-A3B": ("qwen3_moe", 40960, 128, False, "default"),
     "Qwen3-4B": ("qwen3", 40960, 128, True, "default"),
     "SmolLM2-135M-Instruct": ("llama", 8192, 64, True, "default"),
     "SmolLM3-3B": ("smollm3", 65536, 128, True, "default"),

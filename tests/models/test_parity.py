@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from retrolocal.cache import DenseCache, RingCache
-from retrolocal.config import WaveConfig
+from retrolocal.caches import layer_caches
+from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.errors import WeightsError
 from retrolocal.models import ModelConfig, read_config
 from retrolocal.models.decoder import Decoder
 from retrolocal.models.weights import load_decoder
@@ -93,6 +97,75 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.2, 2.5, 4.0, 9.0],
+    "original_max_position_embeddings": 10,
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+    "head_dim": 16,
+}
+GEMMA_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
+GEMMA = {
+    "num_hidden_layers": 7,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 5,
+    "tie_word_embeddings": True,
+    "rope_parameters": GEMMA_ROPES,
+}
+CASES |= {
+    "qwen3_moe": ("qwen3_moe", EXPERTS),
+    "qwen3_moe-mixed-layers": (
+        "qwen3_moe",
+        EXPERTS
+        | {
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [3],
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    "phi3": ("phi3", {"num_key_value_heads": 4}),
+    "phi3-window": ("phi3", {"sliding_window": 5}),
+    "phi3-partial": (
+        "phi3",
+        {
+            "hidden_size": 64,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "num_attention_heads": 4,
+            "hidden_size": 48,
+            "original_max_position_embeddings": 10,
+            "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.7},
+        },
+    ),
+    "gemma3": ("gemma3_text", GEMMA),
+    "gemma3-global": (
+        "gemma3_text",
+        GEMMA | {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2},
+    ),
+}
+
 CUTS = ([14], [6, 1, 4, 3], [3] + [1] * 11)
 """Lengths of the pieces of a prompt: at once, uneven chunks, mostly token by token."""
 
@@ -140,12 +213,18 @@ def real_caches(config: ModelConfig, *, wave: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("wave", [False, True], ids=["dense", "wave"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("llama", "mistral-window", "qwen2", "qwen3", "smollm3-window"),
+        *("qwen3_moe", "phi3-longrope", "gemma3"),
+    ],
+)
 def test_the_caches_of_a_session_give_the_same_logits(
-    family: str, wave: bool, make_checkpoint: Any
+    case: str, wave: bool, make_checkpoint: Any
 ) -> None:
-    windows = {"mistral": {"sliding_window": 5}, "smollm3": SLIDING}
-    checkpoint = make_checkpoint(family, **windows.get(family, {}))
+    family, overrides = CASES[case]
+    checkpoint = make_checkpoint(family, **overrides)
     config = read_config(checkpoint.folder)
     decoder = load_decoder(
         checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
@@ -154,6 +233,75 @@ def test_the_caches_of_a_session_give_the_same_logits(
     for cuts in CUTS:
         logits = run(decoder, real_caches(config, wave=wave), token_ids, cuts)
         torch.testing.assert_close(logits, checkpoint.logits(token_ids), atol=1e-4, rtol=0)
+
+
+def test_no_layer_with_a_window_has_an_index(make_checkpoint: Any) -> None:
+    config = read_config(make_checkpoint("gemma3_text", **GEMMA).folder)
+    caches = layer_caches(
+        config, SessionConfig(cache="wave"), torch.float32, torch.device("cpu"), expected=1 << 20
+    )
+    kinds = [type(cache).__name__ for cache in caches]
+    assert kinds == ["RingCache"] * 5 + ["WaveCache", "RingCache"]
+
+
+def test_longrope_of_a_short_context(make_checkpoint: Any, make_caches: Any) -> None:
+    """As transformers does for a text that is no longer than the original positions."""
+    checkpoint = make_checkpoint("phi3", **CASES["phi3-longrope"][1])
+    token_ids = prompt(131, tokens=10)
+    expected = checkpoint.logits(token_ids)
+    for ctx_size, same in ((10, True), (0, False), (11, False)):
+        config = read_config(checkpoint.folder, ctx_size=ctx_size)
+        decoder = load_decoder(
+            checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
+        )
+        logits = run(decoder, make_caches(config), token_ids, [10])
+        assert torch.allclose(logits, expected, atol=1e-4, rtol=0) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "eyes"),
+    [
+        ("language_model.model.", "language_model.lm_head.", "vision_tower."),
+        ("model.language_model.", "lm_head.", "model.vision_tower."),
+    ],
+    ids=["older names", "newer names"],
+)
+def test_the_text_part_of_a_checkpoint_that_also_sees(
+    text: str, head: str, eyes: str, make_checkpoint: Any, make_caches: Any
+) -> None:
+    checkpoint = make_checkpoint("gemma3_text", **GEMMA | {"tie_word_embeddings": False})
+    token_ids = prompt(131)
+    expected = checkpoint.logits(token_ids)
+    path = checkpoint.folder / "model.safetensors"
+    tensors = {
+        (head + name.removeprefix("lm_head."))
+        if name.startswith("lm_head.")
+        else text + name.removeprefix("model."): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors | {f"{eyes}patch.weight": torch.zeros(3)}, path)
+    inner = json.loads((checkpoint.folder / "config.json").read_text())
+    outer = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": inner,
+        "vision_config": {},
+    }
+    (checkpoint.folder / "config.json").write_text(json.dumps(outer))
+    config = read_config(checkpoint.folder)
+    decoder = load_decoder(
+        checkpoint.folder, config, dtype=torch.float32, device=torch.device("cpu")
+    )
+    logits = run(decoder, make_caches(config), token_ids, [14])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_fused_projections_of_another_shape_are_named(make_checkpoint: Any) -> None:
+    checkpoint = make_checkpoint("phi3")
+    checkpoint.edit(num_key_value_heads=1)
+    config = read_config(checkpoint.folder)
+    with pytest.raises(WeightsError, match=r"qkv_proj.weight is \[96, 48\] instead of \[72, 48\]"):
+        load_decoder(checkpoint.folder, config, dtype=None, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

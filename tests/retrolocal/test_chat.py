@@ -15,11 +15,13 @@ from retrolocal.errors import ModelError, TokenizerError
 SYSTEM = Message("system", "Be  brief. <b>ü</b>")
 USER = Message("user", " What is 2 + 2?\n")
 REPLY = Message("assistant", "4")
+THOUGHT = Message("assistant", "<think>\n2 and 2 ...\n</think>\n\n4")
 CHATS = {
     "one turn": [USER],
     "system": [SYSTEM, USER],
     "turns": [USER, REPLY, USER],
     "system and turns": [SYSTEM, USER, REPLY, USER, REPLY],
+    "thinking": [USER, THOUGHT, USER, Message("assistant", "<think>\nAgain?\n</think>\n\n4!")],
 }
 REAL = (
     "Qwen2.5/tokenizer_config.json",

@@ -10,6 +10,7 @@ from scenes import documents
 
 from retrolocal import errors
 from retrolocal.errors import DocumentError, Interrupted, MemoryLimitError
+from retrolocal.tui.answer import Answer
 from retrolocal.tui.cards import Card, text_of, title_of
 from retrolocal.tui.engine import (
     Advanced,
@@ -99,6 +100,49 @@ def test_a_question_while_paused_reads_on_and_is_answered(state: Path) -> None:
         assert (await stage.call("ask")).argument == "why"
 
     play(scene, state=state, documents=[a_document()])
+
+
+THOUGHT = "<think>\nWhales *are*\nfish?\n</think>\n\nThey are not."
+
+
+def test_thinking_is_dimmed_and_no_part_of_what_is_copied(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        call = await stage.ask("why")
+        for piece in (THOUGHT[:4], THOUGHT[4:30], THOUGHT[30:40], THOUGHT[40:]):
+            call.emit(Wrote(piece))
+        call.give(an_answer(THOUGHT))
+        await stage.until(stage.resting)
+        await stage.until(lambda: "They are not." in stage.text())
+        assert "fish?" in stage.text()
+        assert "think>" not in stage.text()
+        (answer,) = stage.chat.log_view.answers
+        assert answer.text == "They are not."
+        rows = answer.rows(60)
+        plain = [row.plain for row in rows]
+        thought = next(row for row in rows if "fish?" in row.plain)
+        assert any("dim" in str(span.style) for span in thought.spans)
+        answered = next(row for row in rows if "They are not." in row.plain)
+        assert not any("dim" in str(span.style) for span in answered.spans)
+        assert [row.plain for row in Answer(THOUGHT).rows(60)][:4] == plain[:4]
+
+    play(scene, state=state)
+
+
+def test_thinking_can_be_hidden(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        call = await stage.ask("why")
+        call.emit(Wrote(THOUGHT[:20]))
+        await stage.until(lambda: "thinking …" in stage.text())
+        call.emit(Wrote(THOUGHT[20:]))
+        call.give(an_answer(THOUGHT))
+        await stage.until(stage.resting)
+        await stage.until(lambda: "They are not." in stage.text())
+        assert "fish" not in stage.text()
+
+    settings = ChatSettings(model="org/model", hides_thinking=True)
+    play(scene, state=state, settings=settings)
 
 
 def test_stopping_keeps_the_part_of_the_answer(state: Path) -> None:
