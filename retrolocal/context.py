@@ -95,6 +95,35 @@ class Context:
         assert self.tokens == 0
         self.tokens = tokens
 
+    def saved(self) -> dict[str, Tensor]:
+        """Where the dialogue stands beside what the caches hold, as `resumed` takes it."""
+        text = self.dialogue.encode("utf-8", "surrogatepass")
+        tensors = {
+            "dialogue": torch.frombuffer(bytearray(text), dtype=torch.uint8)
+            if text
+            else torch.empty(0, dtype=torch.uint8),
+            "waiting": torch.tensor(self.waiting, dtype=torch.int64),
+        }
+        return tensors if self._logits is None else tensors | {"logits": self._logits}
+
+    def resumed(self, tokens: int, saved: Mapping[str, Tensor]) -> None:
+        """So many tokens are in the caches, the dialogue among them: they were loaded.
+
+        The only point to go back to is this one (see `leads_to`).
+        """
+        assert self.tokens == 0
+        self.tokens = tokens
+        self.dialogue = bytes(saved["dialogue"].tolist()).decode("utf-8", "surrogatepass")
+        self.waiting = tuple(saved["waiting"].tolist())
+        logits = saved.get("logits")
+        self._logits = None if logits is None else logits.to(self._device)
+        self._marks = [self.here()]
+
+    def leads_to(self, dialogue: str) -> bool:
+        """Whether there is a point that `dialogue` continues."""
+        points = [self.dialogue, *(mark.dialogue for mark in self._marks)]
+        return not self._marks or any(dialogue.startswith(point) for point in points)
+
     def read_head(
         self, on_piece: Callable[[int], None] = lambda tokens: None
     ) -> Generator[Progress, None, None]:

@@ -227,6 +227,32 @@ class Session:
         self._stopped = False
         yield from self._read_head(self._conversation_context(), self._conversation.documents)
 
+    def keep_dialogue(self, path: Path) -> bool:
+        """Writes what the caches hold of the conversation to `path`, in place of what was there.
+
+        The documents are not part of it: the library has them; False where it has not, or where
+        nothing was asked. Raises LibraryError when the disk does not take it.
+        """
+        context = self._context
+        if self._shelf is None or context is None or not context.dialogue:
+            return False
+        return self._shelf.keep_dialogue(context, self._conversation.documents, path)
+
+    def open_dialogue(self, path: Path) -> bool:
+        """The caches become those that were written to `path`: its turns are not read again.
+
+        For the documents of now; False where there is nothing, or what is there was made about
+        other documents, with another model or other settings. Raises DamagedError; the caches are
+        then those of before.
+        """
+        if self._shelf is None:
+            return False
+        context = self._new_context(self._conversation)
+        if not self._shelf.load_dialogue(context, self._conversation.documents, path):
+            return False
+        self._context = context
+        return True
+
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
 
@@ -236,6 +262,9 @@ class Session:
         """
         messages = (*self._conversation.messages, Message("user", prompt))
         asked = replace(self._conversation, messages=messages)
+        if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
+            # A reopened dialogue that is not the one that goes on here.
+            self._context = None
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from textual import on
 from textual.app import ComposeResult
@@ -14,7 +13,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ..chats import Chat, ChatStore
+from ..chats import Chat, ChatStore, names_of
+from ..errors import DataError
 from .foreign import one_line
 
 
@@ -40,9 +40,12 @@ class ChatsScreen(ModalScreen[str | None]):
     ChatsScreen Static { height: 1; color: $text-muted; }
     """
 
-    def __init__(self, store: ChatStore, chats: Sequence[Chat]) -> None:
+    def __init__(
+        self, store: ChatStore, chats: Sequence[Chat], deleted: Callable[[str], None]
+    ) -> None:
         super().__init__()
         self._store = store
+        self._deleted = deleted
         self._chats = list(chats)
         self._doomed: str | None = None
 
@@ -87,7 +90,12 @@ class ChatsScreen(ModalScreen[str | None]):
             self._doomed = marked
             self._say("Ctrl+X again deletes this chat for good")
             return
-        self._store.delete(marked)
+        try:
+            self._store.delete(marked)
+        except DataError as error:
+            self._say(str(error))
+            return
+        self._deleted(marked)
         self._chats = [chat for chat in self._chats if chat.id != marked]
         self._fill(self.query_one(Input).value)
 
@@ -117,13 +125,13 @@ class ChatsScreen(ModalScreen[str | None]):
 
 def matches(chat: Chat, wanted: str) -> bool:
     """Whether every word of `wanted` occurs in the title, the documents or the model."""
-    text = " ".join((chat.title, chat.model, *map(_name, chat.documents))).casefold()
+    text = " ".join((chat.title, chat.model, *names_of(chat.documents))).casefold()
     return all(word in text for word in wanted.casefold().split())
 
 
 def line(chat: Chat) -> Content:
     """One chat in the list."""
-    about = ", ".join(map(_name, chat.documents)) or "no document"
+    about = ", ".join(names_of(chat.documents)) or "no document"
     when = chat.updated[:16].replace("T", " ")
     turns = f"{len(chat.turns)} turn" + ("" if len(chat.turns) == 1 else "s")
     return Content.assemble(
@@ -131,7 +139,3 @@ def line(chat: Chat) -> Content:
         one_line(chat.title, 44),
         (f"  {one_line(about, 24)}, {turns}", "$text-muted"),
     )
-
-
-def _name(path: str) -> str:
-    return Path(path).name

@@ -49,6 +49,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     settings = ChatSettings(
         model=arguments.model or "builtin",
         documents=tuple(arguments.file),
+        corpus=arguments.corpus,
         mouse=not arguments.no_mouse,
         notes=() if arguments.model else (BUILTIN_NOTE,),
     )
@@ -67,6 +68,8 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         bridge = app.end_engine()
     if app.left is None:
         print(f"retrolocal: the interface failed; {log} has the details", file=sys.stderr)
+    for line in app.last_words:
+        print(f"retrolocal: {line}", file=sys.stderr)
     code = 1 if app.left is None else app.left
     if bridge is not None and not bridge.join(END_SECONDS):
         # An engine in the middle of a long step would hold the program; all that is kept is

@@ -87,6 +87,8 @@ class WavePanel(Static):
             lines.append(Content(" " * 10 + sparks(self._rates, max(self._rates))))
         if cache.bytes_per_step:
             lines.append(row(" read per token", size(cache.bytes_per_step)))
+        if cache.slow_bytes is not None:
+            lines.append(row(" of it from the slow tier", size(cache.slow_bytes)))
         if cache.kind == "wave":
             lines += _zones(cache)
         return lines
