@@ -6,6 +6,7 @@ A command raises RetrolocalError where it makes no sense; the screen then shows 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,10 @@ from ..chats import CORPUS, Chat, ChatStore, ChatTurn, as_markdown, place_of, wr
 from ..errors import DataError, DocumentError, UsageError
 from .answer import Answer, Question
 from .chats_screen import ChatsScreen
-from .engine import Turn
+from .engine import Source, Turn
 from .foreign import one_line
 from .help_screen import HelpScreen
 from .slash import Command, number
-from .source_view import SourceScreen
 
 if TYPE_CHECKING:
     from .chat_screen import ChatScreen
@@ -78,7 +78,7 @@ class ChatCommands:
         if answers:
             self.show_source(answers[-1], number(argument, "source"))
         elif self._screen.desk.documents:
-            self._screen.app.push_screen(SourceScreen(self._screen.desk.documents))
+            self._show_text((), 0)
         else:
             raise UsageError("there is no document to show; /file PATH adds one")
 
@@ -86,9 +86,14 @@ class ChatCommands:
         """Opens the passage, counted from 1, that an answer was read from."""
         if which > len(answer.sources):
             raise UsageError(f"the answer was read from {len(answer.sources)} passages")
+        self._show_text(answer.sources, which - 1)
+
+    def _show_text(self, sources: Sequence[Source], which: int) -> None:
+        # Only here: it needs numpy, for which the first screen would wait.
+        from .source_view import SourceScreen
+
         documents = self._screen.desk.documents
-        screen = SourceScreen(documents, answer.sources, which - 1, self._screen.copy)
-        self._screen.app.push_screen(screen)
+        self._screen.app.push_screen(SourceScreen(documents, sources, which, self._screen.copy))
 
     def copy(self, argument: str) -> None:
         answers = self._screen.log_view.answers

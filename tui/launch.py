@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             model=arguments.model or "builtin",
             config=config,
             files=tuple(arguments.file),
-            extraction=extraction(arguments),
+            extraction=partial(extraction, arguments),
             corpus=arguments.corpus,
             store=not arguments.no_store,
             system=system_text(arguments),

@@ -99,7 +99,7 @@ def _line(text: str) -> str:
 
 def _text(line: bytes) -> str | None:
     """The text of a line; None for one that is none."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         text = json.loads(line)
         if isinstance(text, str) and 0 < len(text) <= LONGEST:
             return text

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..chats import CORPUS
 from ..config import SessionConfig
-from ..errors import Interrupted, UsageError
+from ..errors import DocumentError, Interrupted, UsageError
 from .engine import (
     Advanced,
     Answer,
@@ -54,7 +54,8 @@ class EngineSettings:
     model: str
     config: SessionConfig
     files: tuple[str, ...] = ()
-    extraction: Options
+    extraction: Callable[[], Options]
+    """What was said about the files; called on the engine's thread, which imports the readers."""
     corpus: str | None = None
     store: bool = True
     """Whether what is read is kept in the library, and looked for there."""
@@ -254,10 +255,13 @@ class SessionEngine:
         documents = {}
         for path in paths:
             if path not in known and path.startswith(CORPUS):
-                known |= _corpus(path.removeprefix(CORPUS).rpartition("#")[0])
+                name = path.removeprefix(CORPUS).rpartition("#")[0]
+                known |= _corpus(name)
+                if path not in known:
+                    raise DocumentError(f"the corpus {name} has not all documents it had; /new")
             if path not in known:
                 control.emit(Began("reading", path))
-                known[path] = document_of(path, self._settings.extraction, library)
+                known[path] = document_of(path, self._settings.extraction(), library)
             documents[path] = known[path]
         self._documents = documents
         self._tell_documents(control)

@@ -158,7 +158,7 @@ def test_a_chat_of_which_only_the_text_was_kept_says_so(state: Path) -> None:
         await stage.until(stage.resting)
         stage.engine.keeps = False
         await stage.pilot.press("f4", "enter")
-        await stage.until(lambda: "the next question reads it again" in stage.text())
+        await stage.until(lambda: "Only the text of this chat was kept" in stage.text())
         await stage.until(stage.resting)
         await stage.answered("and then", "more")
         assert stage.chat.desk.turns[0] == Turn("one", "first")
