@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from textual import on
 from textual.app import ComposeResult
@@ -16,6 +17,8 @@ from textual.widgets.option_list import Option
 from ..chats import Chat, ChatStore, names_of
 from ..errors import DataError
 from .foreign import one_line
+
+TITLE_CELLS = 32
 
 
 class ChatsScreen(ModalScreen[str | None]):
@@ -117,7 +120,7 @@ class ChatsScreen(ModalScreen[str | None]):
         if found:
             options.highlighted = 0
         count = f"{len(found)} of {len(self._chats)} chats"
-        self._say(f"{count}   Enter open   Ctrl+X delete   Esc close")
+        self._say(f"Enter open  Esc close  Ctrl+X delete   {count}")
 
     def _say(self, text: str) -> None:
         self.query_one("#chats-keys", Static).update(Content(text))
@@ -132,10 +135,20 @@ def matches(chat: Chat, wanted: str) -> bool:
 def line(chat: Chat) -> Content:
     """One chat in the list."""
     about = ", ".join(names_of(chat.documents)) or "no document"
-    when = chat.updated[:16].replace("T", " ")
+    when = _local(chat.updated)
     turns = f"{len(chat.turns)} turn" + ("" if len(chat.turns) == 1 else "s")
+    title = Content(one_line(chat.title, TITLE_CELLS))
     return Content.assemble(
         (f"{when}  ", "$text-muted"),
-        one_line(chat.title, 44),
+        title,
+        " " * max(0, TITLE_CELLS - title.cell_length),
         (f"  {one_line(about, 24)}, {turns}", "$text-muted"),
     )
+
+
+def _local(moment: str) -> str:
+    """`2026-02-03 10:00` here, of a moment in UTC."""
+    try:
+        return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return one_line(moment, 16)

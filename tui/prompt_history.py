@@ -1,4 +1,4 @@
-"""What was typed into the prompt, across runs: one JSON string per line, readable by the owner only.
+"""What was typed into the prompt, across runs: one JSON string per line, for the owner only.
 
 Several programs may write at once: each adds a line under a lock, and whoever finds the file too
 long writes its newest half anew, beside and renamed. A line that is damaged is passed over. A

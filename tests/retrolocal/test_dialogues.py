@@ -234,9 +234,11 @@ def test_a_stop_while_reading_leaves_nothing_to_keep(
     library: Library, place: Path, book: Document
 ) -> None:
     session = opened(library, book)
+    events = session.ask(questions(book)[0], OPTIONS)
+    next(events)
+    session.stop()
     with pytest.raises(Interrupted):
-        for _ in session.ask(questions(book)[0], OPTIONS):
-            session.stop()
+        list(events)
     assert not session.keep_dialogue(place)
     session.close()
 
