@@ -24,6 +24,8 @@ FORMAT = 1
 MAX_BYTES = 64 << 20
 """Of a chat's file; a larger one is not ours."""
 TITLE_CHARACTERS = 80
+CACHES_BYTES = 8 << 30
+"""That what the caches held of all chats may take together."""
 CORPUS = "corpus:"
 """Begins what stands for a document of a corpus in place of a path: `corpus:NAME#2`."""
 
@@ -142,6 +144,20 @@ def as_markdown(chat: Chat) -> str:
         parts.append("\n".join(f"> {line}".rstrip() for line in turn.question.split("\n")))
         parts.append(turn.answer.strip())
     return "\n\n".join(parts) + "\n"
+
+
+def drop_oldest_caches(folder: Path, limit: int = CACHES_BYTES) -> None:
+    """Deletes what the caches held of the chats left longest ago, until the rest fits.
+
+    Their text stays. The newest is never deleted. Raises OSError.
+    """
+    kept = [(path.stat(), path) for path in folder.glob("*.safetensors")]
+    kept.sort(key=lambda one: (one[0].st_mtime_ns, one[1].name), reverse=True)
+    total = 0
+    for number, (status, path) in enumerate(kept):
+        total += status.st_size
+        if number and total > limit:
+            path.unlink(missing_ok=True)
 
 
 def place_of(document: str) -> str:

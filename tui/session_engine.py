@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..chats import CORPUS
+from ..chats import CORPUS, drop_oldest_caches
 from ..config import SessionConfig
 from ..errors import DocumentError, Interrupted, UsageError
 from .engine import (
@@ -180,7 +181,11 @@ class SessionEngine:
         )
 
     def keep(self, chat: Path) -> bool:
-        return self._opened().keep_dialogue(chat)
+        kept = self._opened().keep_dialogue(chat)
+        # What cannot be deleted now can be deleted next time.
+        with suppress(OSError):
+            drop_oldest_caches(chat.parent)
+        return kept
 
     def reopen(self, chat: Path) -> bool:
         return self._opened().open_dialogue(chat)

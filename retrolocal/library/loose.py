@@ -99,7 +99,7 @@ def open_loose(path: Path) -> Segment | None:
 
 
 def _checksum(facts: Mapping[str, Any], layout: Iterable[TensorSpec]) -> str:
-    tensors = [
+    tensors: list[Json] = [
         [spec.name, spec.dtype, list(spec.shape)]
         for spec in layout
         if not spec.name.startswith(PAD)
