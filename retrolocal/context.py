@@ -98,13 +98,10 @@ class Context:
     def saved(self) -> dict[str, Tensor]:
         """Where the dialogue stands beside what the caches hold, as `resumed` takes it."""
         text = self.dialogue.encode("utf-8", "surrogatepass")
-        tensors = {
-            "dialogue": torch.frombuffer(bytearray(text), dtype=torch.uint8)
-            if text
-            else torch.empty(0, dtype=torch.uint8),
+        return {
+            "dialogue": torch.tensor(list(text), dtype=torch.uint8),
             "waiting": torch.tensor(self.waiting, dtype=torch.int64),
         }
-        return tensors if self._logits is None else tensors | {"logits": self._logits}
 
     def resumed(self, tokens: int, saved: Mapping[str, Tensor]) -> None:
         """So many tokens are in the caches, the dialogue among them: they were loaded.
@@ -115,8 +112,6 @@ class Context:
         self.tokens = tokens
         self.dialogue = bytes(saved["dialogue"].tolist()).decode("utf-8", "surrogatepass")
         self.waiting = tuple(saved["waiting"].tolist())
-        logits = saved.get("logits")
-        self._logits = None if logits is None else logits.to(self._device)
         self._marks = [self.here()]
 
     def leads_to(self, dialogue: str) -> bool:

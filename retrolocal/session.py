@@ -241,14 +241,18 @@ class Session:
     def open_dialogue(self, path: Path) -> bool:
         """The caches become those that were written to `path`: its turns are not read again.
 
-        For the documents of now; False where there is nothing, or what is there was made about
-        other documents, with another model or other settings. Raises DamagedError; the caches are
-        then those of before.
+        For the documents and messages of now; False where there is nothing, or what is there was
+        made about others, with another model or other settings. Raises DamagedError; the caches
+        are then those of before.
         """
         if self._shelf is None:
             return False
         context = self._new_context(self._conversation)
         if not self._shelf.load_dialogue(context, self._conversation.documents, path):
+            return False
+        messages = (*self._conversation.messages, Message("user", "?"))
+        going_on = self._prompter.dialogue(replace(self._conversation, messages=messages))
+        if not context.leads_to(going_on):
             return False
         self._context = context
         return True

@@ -164,11 +164,12 @@ class Desk:
         one lies in `kept`. Raises UsageError while the engine works.
         """
         self._require_rest()
+        # At once: whoever saves the chat meanwhile must not take the old turns for its own.
+        self.turns = list(turns)
 
         def change() -> None:
             self._reopen = kept
             if documents is None:
-                self.turns = list(turns)
                 if kept is not None:
                     self.activity.enter("reopening", self._clock())
                 self._tell_turns()
