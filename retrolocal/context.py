@@ -103,15 +103,15 @@ class Context:
             "waiting": torch.tensor(self.waiting, dtype=torch.int64),
         }
 
-    def resumed(self, tokens: int, saved: Mapping[str, Tensor]) -> None:
+    def resumed(self, tokens: int, dialogue: Tensor, waiting: Tensor) -> None:
         """So many tokens are in the caches, the dialogue among them: they were loaded.
 
         The only point to go back to is this one (see `leads_to`).
         """
         assert self.tokens == 0
         self.tokens = tokens
-        self.dialogue = bytes(saved["dialogue"].tolist()).decode("utf-8", "surrogatepass")
-        self.waiting = tuple(saved["waiting"].tolist())
+        self.dialogue = bytes(dialogue.tolist()).decode("utf-8", "surrogatepass")
+        self.waiting = tuple(waiting.tolist())
         self._marks = [self.here()]
 
     def leads_to(self, dialogue: str) -> bool:

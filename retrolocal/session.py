@@ -39,7 +39,7 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import MemoryEstimate, estimate, require
+from .memory import MemoryEstimate, estimate, require, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
@@ -121,7 +121,7 @@ class Session:
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
         self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
-        eos = _known(self.tokenizer, self.tokenizer.eos_token)
+        eos = self.tokenizer.eos_ids
         self._defaults = generation_defaults(folder, stop_ids=eos)
         self._end_ids = self._defaults.stop_ids
         self._prompter = Prompter(self.tokenizer, ChatTemplate.open(folder, self.tokenizer))
@@ -228,34 +228,20 @@ class Session:
         yield from self._read_head(self._conversation_context(), self._conversation.documents)
 
     def keep_dialogue(self, path: Path) -> bool:
-        """Writes what the caches hold of the conversation to `path`, in place of what was there.
-
-        The documents are not part of it: the library has them; False where it has not, or where
-        nothing was asked. Raises LibraryError when the disk does not take it.
-        """
-        context = self._context
-        if self._shelf is None or context is None or not context.dialogue:
+        """Writes what the caches hold of the conversation to `path`: `Shelf.keep_dialogue`."""
+        if self._shelf is None or self._context is None:
             return False
-        return self._shelf.keep_dialogue(context, self._conversation.documents, path)
+        return self._shelf.keep_dialogue(self._context, self._conversation.documents, path)
 
     def open_dialogue(self, path: Path) -> bool:
-        """The caches become those that were written to `path`: its turns are not read again.
-
-        For the documents and messages of now; False where there is nothing, or what is there was
-        made about others, with another model or other settings. Raises DamagedError; the caches
-        are then those of before.
-        """
+        """The messages of now need not be read, if `path` has them: `Shelf.load_dialogue`."""
         if self._shelf is None:
             return False
-        context = self._new_context(self._conversation)
-        if not self._shelf.load_dialogue(context, self._conversation.documents, path):
-            return False
-        messages = (*self._conversation.messages, Message("user", "?"))
-        going_on = self._prompter.dialogue(replace(self._conversation, messages=messages))
-        if not context.leads_to(going_on):
-            return False
-        self._context = context
-        return True
+        context, documents = self._new_context(self._conversation), self._conversation.documents
+        going_on = self._prompter.dialogue(self._conversation.asked("?"))
+        if self._shelf.load_dialogue(context, documents, path, going_on):
+            self._context = context
+        return self._context is context
 
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
@@ -264,16 +250,15 @@ class Session:
         when `stop` was called while the prompt was read; the question then is not part of the
         conversation. A stopped answer is.
         """
-        messages = (*self._conversation.messages, Message("user", prompt))
-        asked = replace(self._conversation, messages=messages)
+        asked = self._conversation.asked(prompt)
         if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
-            # A reopened dialogue that is not the one that goes on here.
+            # A dialogue that was reopened, and another one goes on.
             self._context = None
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):
                 reply = Message("assistant", event.text)
-                self._conversation = replace(asked, messages=(*messages, reply))
+                self._conversation = replace(asked, messages=(*asked.messages, reply))
             yield event
 
     def stream(
@@ -474,7 +459,9 @@ class Session:
             logits,
             context.tokens,
             draw=draw,
-            max_new_tokens=self._limit(options.max_new_tokens, context.tokens),
+            max_new_tokens=options.limit(
+                self._defaults.max_new_tokens, room=self.max_tokens - context.tokens
+            ),
         )
         return stream_text(
             tokens,
@@ -484,22 +471,9 @@ class Session:
             stopped=lambda: self._stopped,
         )
 
-    def _limit(self, max_new_tokens: int | None, prompt_tokens: int) -> int:
-        room = self.max_tokens - prompt_tokens
-        if max_new_tokens is None:
-            max_new_tokens = self._defaults.max_new_tokens
-        return room if max_new_tokens is None or max_new_tokens < 0 else min(max_new_tokens, room)
-
     def _require_positions(self, tokens: int) -> None:
-        if tokens <= self.max_tokens:
-            return
-        what = f"the prompt, documents included, needs {tokens:,} tokens"
-        if self.max_tokens < self.model_config.max_positions:
-            raise ContextError(f"{what} and --ctx-size is {self.max_tokens:,}: raise it")
-        raise ContextError(
-            f"{what} and {self.name} has positions for {self.max_tokens:,}: "
-            "give a shorter text or a model with a longer context"
-        )
+        positions = self.model_config.max_positions
+        require_positions(tokens, self.max_tokens, positions, model=self.name)
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
@@ -523,8 +497,3 @@ class Session:
             chunk_tokens=self.config.batch_size,
             wave=None if self.config.cache == "dense" else self.config.wave,
         )
-
-
-def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:
-    number = None if token is None else tokenizer.token_id(token)
-    return frozenset() if number is None else frozenset({number})

@@ -120,12 +120,13 @@ class Shelf:
             keeper.finish(page_map)
 
     def keep_dialogue(self, context: Context, documents: Sequence[Document], path: Path) -> bool:
-        """Writes what the caches hold behind the documents to `path`; False if these are not kept.
+        """Writes what the caches hold behind the documents to `path`, in place of what was there.
 
-        Raises LibraryError when the disk does not take it.
+        False where the library does not have the documents, or nothing was asked. Raises
+        LibraryError when the disk does not take it.
         """
         head = self._kept_head(context, documents)
-        if head is None or not context.head_is_read:
+        if head is None or not context.head_is_read or not context.dialogue:
             return False
         key, parts = head
         grown = context.tokens - context.head_tokens
@@ -134,11 +135,13 @@ class Shelf:
         write_loose(path, key, tensors, {"tokens": context.tokens})
         return True
 
-    def load_dialogue(self, context: Context, documents: Sequence[Document], path: Path) -> bool:
-        """A new context becomes the one that was written to `path`; False if there is none.
+    def load_dialogue(
+        self, context: Context, documents: Sequence[Document], path: Path, going_on: str
+    ) -> bool:
+        """A new context becomes the one that was written to `path`; False if there is none that
+        `going_on` continues, with these documents, this model and these settings.
 
-        Nor is there one for a dialogue about other documents, or one with another model or other
-        settings. Raises DamagedError.
+        The context is then not to be used. Raises DamagedError.
         """
         head = self._kept_head(context, documents)
         dialogue = None if head is None else open_loose(path)
@@ -146,8 +149,8 @@ class Shelf:
             return False
         tokens = int(dialogue.facts["tokens"])
         kept.load_dialogue(context.caches, head[1], dialogue, tokens)
-        context.resumed(tokens, {n: dialogue.load(n) for n in dialogue.names})
-        return True
+        context.resumed(tokens, dialogue.load("dialogue"), dialogue.load("waiting"))
+        return context.leads_to(going_on)
 
     def close(self) -> None:
         """Lets go of the entries; what was loaded from them stays valid."""

@@ -85,6 +85,12 @@ class Tokenizer:
     def eos_token(self) -> str | None:
         return self.special_tokens.get("eos_token")
 
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The id of `eos_token`, where there is one."""
+        number = None if self.eos_token is None else self.token_id(self.eos_token)
+        return frozenset() if number is None else frozenset({number})
+
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
