@@ -150,6 +150,26 @@ def test_another_chat_is_opened_with_what_was_kept_of_it(state: Path) -> None:
     play(scene, state=state)
 
 
+def test_leaving_in_the_middle_of_opening_mixes_no_chats(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.answered("one", "first")
+        await command(stage, "/new")
+        await stage.until(stage.resting)
+        await stage.answered("two", "second")
+        stage.engine.keeping.clear()
+        await stage.pilot.press("f4", "down", "enter")
+        await stage.until(lambda: "saving the chat" in stage.status())
+        assert "Esc quit now" not in stage.status()
+        await stage.pilot.press("escape", "escape")
+        stage.app.leave(143, now=True)
+        await stage.until(lambda: stage.app._exit)
+
+    play(scene, state=state)
+    found = {chat.title: chat.turns[0].answer for chat in store(state).list()}
+    assert found == {"one": "first", "two": "second"}
+
+
 def test_a_chat_of_which_only_the_text_was_kept_says_so(state: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.ready()
