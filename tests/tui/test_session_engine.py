@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrolocal.config import SessionConfig
+from retrolocal.config import SessionConfig, WaveConfig
 from retrolocal.errors import (
     ContextError,
     DocumentError,
@@ -31,7 +31,12 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
-from retrolocal.tui.session_engine import EngineSettings, SessionEngine, free_bytes
+from retrolocal.tui.session_engine import (
+    COMPILING,
+    EngineSettings,
+    SessionEngine,
+    free_bytes,
+)
 
 
 @dataclass
@@ -181,6 +186,28 @@ def test_a_chat_that_was_kept_is_taken_up_without_reading(
     without = opened(replace(settings, store=False))
     without.ask("one", Listener())
     assert not without.keep(tmp_path / "none.safetensors")
+    without.close()
+
+
+def test_what_is_compiled_once_is_announced(
+    settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.kernels.wave_attention.compiled", lambda: True)
+    monkeypatch.setattr("retrolocal.kernels.wave_attention.compiled_before", lambda: False)
+    wave = WaveConfig(segment_tokens=256, growth_tokens=64, window_tokens=16, least=64)
+    config = SessionConfig(cache="wave", wave=wave, batch_size=64)
+    engine = SessionEngine(replace(settings, config=config, files=(str(book),)))
+    assert engine.open(Listener(), download=False).notes == (COMPILING,)
+    engine.read_documents(Listener())
+    stages = []
+    for question in ("one", "two"):
+        listener = Listener()
+        engine.ask(question, listener)
+        stages.append([one.stage for one in listener.events if isinstance(one, Began)])
+    assert stages == [["compiling"], []]
+    engine.close()
+    without = SessionEngine(replace(settings, config=config))
+    assert without.open(Listener(), download=False).notes == ()
     without.close()
 
 
