@@ -1,8 +1,9 @@
 """Chats on disk: one JSON file each, in a folder that only its owner can read.
 
-A chat is what was asked and answered, and which documents and model it was about; keys and values
-are not part of it. A file is written beside and renamed, so that a crash leaves the old or the
-new one. Text that is not a chat is left alone and not listed. Imports only the standard library.
+A chat is what was asked and answered, and which documents and model it was about; what the caches
+held of it lies beside it, in a file that others write (`cache_of`). A file is written beside and
+renamed, so that a crash leaves the old or the new one. Text that is not a chat is left alone and
+not listed. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ FORMAT = 1
 MAX_BYTES = 64 << 20
 """Of a chat's file; a larger one is not ours."""
 TITLE_CHARACTERS = 80
+CACHES_BYTES = 8 << 30
+"""That what the caches held of all chats may take together."""
+CORPUS = "corpus:"
+"""Begins what stands for a document of a corpus in place of a path: `corpus:NAME#2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Chat:
     updated: str
     model: str
     documents: tuple[str, ...] = ()
-    """Paths as they were given, made absolute."""
+    """Paths made absolute; documents of a corpus as `CORPUS` says."""
     turns: tuple[ChatTurn, ...] = ()
 
 
@@ -64,7 +69,7 @@ class ChatStore:
             created=now,
             updated=now,
             model=model,
-            documents=tuple(str(Path(path).expanduser().absolute()) for path in documents),
+            documents=tuple(map(place_of, documents)),
         )
 
     def save(self, chat: Chat) -> Chat:
@@ -110,8 +115,20 @@ class ChatStore:
         return self.save(replace(chat, title=title)) if title else chat
 
     def delete(self, chat_id: str) -> None:
-        """Removes a chat; one that is gone already is no error."""
-        self._path(chat_id).unlink(missing_ok=True)
+        """Removes a chat and what the caches held of it; one that is gone already is no error.
+
+        Raises DataError.
+        """
+        cache = self.cache_of(chat_id)
+        try:
+            for path in (self._path(chat_id), cache, cache.with_name(f"{cache.name}.new")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"the chat could not be deleted ({error.strerror})") from error
+
+    def cache_of(self, chat_id: str) -> Path:
+        """Where what the caches held of a chat is kept."""
+        return self._path(chat_id).with_suffix(".safetensors")
 
     def _path(self, chat_id: str) -> Path:
         if not chat_id or Path(chat_id).name != chat_id or chat_id.startswith("."):
@@ -121,12 +138,44 @@ class ChatStore:
 
 def as_markdown(chat: Chat) -> str:
     """The chat for reading: a heading, what it was about, questions as quotations, answers."""
-    about = ", ".join(Path(path).name for path in chat.documents) or "no document"
+    about = ", ".join(names_of(chat.documents)) or "no document"
     parts = [f"# {chat.title}", f"{chat.model} · {about} · {chat.created}"]
     for turn in chat.turns:
         parts.append("\n".join(f"> {line}".rstrip() for line in turn.question.split("\n")))
         parts.append(turn.answer.strip())
     return "\n\n".join(parts) + "\n"
+
+
+def drop_oldest_caches(folder: Path, limit: int = CACHES_BYTES) -> None:
+    """Deletes what the caches held of the chats left longest ago, until the rest fits.
+
+    Their text stays. The newest is never deleted. Raises OSError.
+    """
+    kept = [(path.stat(), path) for path in folder.glob("*.safetensors")]
+    kept.sort(key=lambda one: (one[0].st_mtime_ns, one[1].name), reverse=True)
+    total = 0
+    for number, (status, path) in enumerate(kept):
+        total += status.st_size
+        if number and total > limit:
+            path.unlink(missing_ok=True)
+
+
+def place_of(document: str) -> str:
+    """A document as a chat names it: an absolute path, or its place in a corpus."""
+    if document.startswith(CORPUS):
+        return document
+    return str(Path(document).expanduser().absolute())
+
+
+def names_of(documents: Sequence[str]) -> list[str]:
+    """What people call the documents of a chat; a corpus is named once."""
+    names = [
+        f"{document.removeprefix(CORPUS).rpartition('#')[0]} (corpus)"
+        if document.startswith(CORPUS)
+        else Path(document).name
+        for document in documents
+    ]
+    return list(dict.fromkeys(names))
 
 
 def write_private(path: Path, text: str) -> None:

@@ -107,6 +107,30 @@ class Context:
         assert self.tokens == 0
         self.tokens = tokens
 
+    def saved(self) -> dict[str, Tensor]:
+        """Where the dialogue stands beside what the caches hold, as `resumed` takes it."""
+        text = self.dialogue.encode("utf-8", "surrogatepass")
+        return {
+            "dialogue": torch.tensor(list(text), dtype=torch.uint8),
+            "waiting": torch.tensor(self.waiting, dtype=torch.int64),
+        }
+
+    def resumed(self, tokens: int, dialogue: Tensor, waiting: Tensor) -> None:
+        """So many tokens are in the caches, the dialogue among them: they were loaded.
+
+        The only point to go back to is this one (see `leads_to`).
+        """
+        assert self.tokens == 0
+        self.tokens = tokens
+        self.dialogue = bytes(dialogue.tolist()).decode("utf-8", "surrogatepass")
+        self.waiting = tuple(waiting.tolist())
+        self._marks = [self.here()]
+
+    def leads_to(self, dialogue: str) -> bool:
+        """Whether there is a point that `dialogue` continues."""
+        points = [self.dialogue, *(mark.dialogue for mark in self._marks)]
+        return not self._marks or any(dialogue.startswith(point) for point in points)
+
     def read_head(
         self, on_piece: Callable[[int], None] = lambda tokens: None
     ) -> Generator[Progress, None, None]:

@@ -7,7 +7,7 @@ through the template and never spells a special token. Knows no tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .chat import ChatTemplate, Message
 from .errors import TokenizerError
@@ -37,6 +37,10 @@ class Conversation:
     documents: tuple[Document, ...] = ()
     system: str | None = None
     messages: tuple[Message, ...] = ()
+
+    def asked(self, question: str) -> Conversation:
+        """The conversation with one question more."""
+        return replace(self, messages=(*self.messages, Message("user", question)))
 
 
 class Prompter:

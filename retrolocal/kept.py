@@ -4,6 +4,9 @@ A text is read in pieces; behind each, every wave layer has one segment more. A 
 those segments and the rest of every layer: sinks and window, or what a sliding window holds. So a
 reading that was interrupted goes on behind its last piece with the very bytes it would have had.
 The tail is what follows the last piece: perhaps shorter segments, and the rest.
+
+A dialogue is what follows a head that is kept: the segments cut since, and of every layer that gave
+nothing away since the tokens it grew by (`more`), of any other its rest.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .context import ContextCache
@@ -108,6 +112,52 @@ class _File:
         if self._whole is None:
             self._whole = FileSource(path)
         return self._whole.part(start, bytes)
+
+
+def dialogue_tensors(
+    caches: Sequence[ContextCache], head: Sequence[Part], grown: int
+) -> dict[str, Tensor]:
+    """What the caches hold behind a head (its pieces and tail; none: no head), `grown` tokens."""
+    tensors: dict[str, Tensor] = {}
+    for layer, cache in enumerate(caches):
+        known = sum(len(_numbers(part, layer)) for part in head)
+        segments, rest = cache.saved_segments(known), cache.saved_rest()
+        for number, segment in enumerate(segments):
+            tensors |= _named(f"{layer}.segment.{number}.", segment)
+        name = f"{layer}.rest.k"
+        before = head[-1].tensor(name).shape[1] if head and name in head[-1].names else 0
+        if not segments and rest and rest["k"].shape[1] - before == grown:
+            rest |= {name: rest[name][:, before:] for name in ("k", "v")}
+            tensors |= _named(f"{layer}.more.", rest)
+        else:
+            tensors |= _named(f"{layer}.rest.", rest)
+    return tensors
+
+
+def load_dialogue(
+    caches: Sequence[ContextCache],
+    head: Sequence[Part],
+    dialogue: Part,
+    tokens: int,
+    *,
+    checked: bool = True,
+) -> None:
+    """Empty caches become those of so many tokens: the head with the dialogue behind it.
+
+    `checked` says whether the head's bytes are; raises as `load`.
+    """
+    files = [*(_File(part, checked=checked) for part in head), _File(dialogue, checked=True)]
+    held = []
+    for layer in range(len(caches)):
+        segments = [one for part in (*head, dialogue) for one in _segments(part, layer)]
+        rest = _collect(dialogue, f"{layer}.rest.", dialogue.load)
+        more = _collect(dialogue, f"{layer}.more.", dialogue.load)
+        before = _collect(head[-1], f"{layer}.rest.", head[-1].load) if head and more else {}
+        for name in before:
+            more[name] = torch.cat((before[name], more[name]), dim=1)
+        held.append((segments, rest | more, [one for file in files for one in file.blocks(layer)]))
+    for cache, (segments, rest, stored) in zip(caches, held, strict=True):
+        cache.load(segments, rest, tokens, stored)
 
 
 def _numbers(part: Part, layer: int) -> list[int]:

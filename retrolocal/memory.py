@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from .config import WaveConfig
-from .errors import MemoryLimitError
+from .errors import ContextError, MemoryLimitError
 from .kernels.codecs import CODED, Codec
 from .models.config import ModelConfig
 
@@ -234,3 +234,16 @@ def _cgroup_left(limit_file: Path, usage_file: Path) -> int | None:
     except OSError:
         return None
     return max(0, int(limit) - int(usage)) if limit.isdecimal() and usage.isdecimal() else None
+
+
+def require_positions(tokens: int, limit: int, positions: int, *, model: str) -> None:
+    """Raises ContextError for a prompt of more tokens than `limit`, of at most `positions`."""
+    if tokens <= limit:
+        return
+    what = f"the prompt, documents included, needs {tokens:,} tokens"
+    if limit < positions:
+        raise ContextError(f"{what} and --ctx-size is {limit:,}: raise it")
+    raise ContextError(
+        f"{what} and {model} has positions for {limit:,}: "
+        "give a shorter text or a model with a longer context"
+    )

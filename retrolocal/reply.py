@@ -65,3 +65,8 @@ class AskOptions:
             raise UsageError("--stop is empty; give the text to stop before")
         if self.max_new_tokens is not None and self.max_new_tokens < -1:
             raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
+
+    def limit(self, default: int | None, *, room: int) -> int:
+        """Tokens to generate at most; `default` is the model's own limit."""
+        wanted = default if self.max_new_tokens is None else self.max_new_tokens
+        return room if wanted is None or wanted < 0 else min(wanted, room)

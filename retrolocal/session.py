@@ -39,7 +39,7 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
-from .memory import MemoryEstimate
+from .memory import MemoryEstimate, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
@@ -240,6 +240,22 @@ class Session:
         self._stopped = False
         yield from self._read_head(self._conversation_context(), self._conversation.documents)
 
+    def keep_dialogue(self, path: Path) -> bool:
+        """Writes what the caches hold of the conversation to `path`: `Shelf.keep_dialogue`."""
+        if self._shelf is None or self._context is None:
+            return False
+        return self._shelf.keep_dialogue(self._context, self._conversation.documents, path)
+
+    def open_dialogue(self, path: Path) -> bool:
+        """The messages of now need not be read, if `path` has them: `Shelf.load_dialogue`."""
+        if self._shelf is None:
+            return False
+        context, documents = self._new_context(self._conversation), self._conversation.documents
+        going_on = self._prompter.dialogue(self._conversation.asked("?"))
+        if self._shelf.load_dialogue(context, documents, path, going_on):
+            self._context = context
+        return self._context is context
+
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
 
@@ -247,13 +263,15 @@ class Session:
         when `stop` was called while the prompt was read; the question then is not part of the
         conversation. A stopped answer is.
         """
-        messages = (*self._conversation.messages, Message("user", prompt))
-        asked = replace(self._conversation, messages=messages)
+        asked = self._conversation.asked(prompt)
+        if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
+            # A dialogue that was reopened, and another one goes on.
+            self._context = None
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):
                 reply = Message("assistant", event.text)
-                self._conversation = replace(asked, messages=(*messages, reply))
+                self._conversation = replace(asked, messages=(*asked.messages, reply))
             yield event
 
     def stream(
@@ -460,7 +478,9 @@ class Session:
             logits,
             context.tokens,
             draw=draw,
-            max_new_tokens=self._limit(options.max_new_tokens, context.tokens),
+            max_new_tokens=options.limit(
+                self._defaults.max_new_tokens, room=self.max_tokens - context.tokens
+            ),
         )
         return stream_text(
             tokens,
@@ -470,22 +490,9 @@ class Session:
             stopped=lambda: self._stopped,
         )
 
-    def _limit(self, max_new_tokens: int | None, prompt_tokens: int) -> int:
-        room = self.max_tokens - prompt_tokens
-        if max_new_tokens is None:
-            max_new_tokens = self._defaults.max_new_tokens
-        return room if max_new_tokens is None or max_new_tokens < 0 else min(max_new_tokens, room)
-
     def _require_positions(self, tokens: int) -> None:
-        if tokens <= self.max_tokens:
-            return
-        what = f"the prompt, documents included, needs {tokens:,} tokens"
-        if self.max_tokens < self.model_config.max_positions:
-            raise ContextError(f"{what} and --ctx-size is {self.max_tokens:,}: raise it")
-        raise ContextError(
-            f"{what} and {self.name} has positions for {self.max_tokens:,}: "
-            "give a shorter text or a model with a longer context"
-        )
+        positions = self.model_config.max_positions
+        require_positions(tokens, self.max_tokens, positions, model=self.name)
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""

@@ -20,7 +20,20 @@ from .errors import DamagedError, DataError, IdentityError, LibraryError
 from .generate import Progress
 from .ingest import Document, Options, Unread, open_document
 from .ingest.token_map import TokenMap
-from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
+from .library import (
+    DocumentText,
+    Entry,
+    FileId,
+    Identity,
+    Library,
+    Prefix,
+    Segment,
+    Writer,
+    child_key,
+    open_loose,
+    root_key,
+    write_loose,
+)
 
 CHECKED_WHOLE = 2 << 30
 """Bytes of an entry up to which its keys and values are checked when it is opened; those of a
@@ -34,6 +47,9 @@ class Keeping:
     library: Library
     corpus: str | None = None
     """Texts are kept under this name; None: under those of the documents."""
+    grows: bool = True
+    """Whether other documents than its own become part of the corpus; False: they are kept under
+    their own names, the corpus stays as it is."""
     required: bool = False
     """Whether a text that cannot be kept is an error, or a remark and read all the same."""
     tell: Callable[[str], None] = lambda line: None
@@ -46,6 +62,7 @@ class Shelf:
         in another way will do."""
         self._library, self._tell = keeping.library, keeping.tell
         self._corpus, self._required = keeping.corpus, keeping.required
+        self._grows = keeping.grows
         self._identity = identity
         self._wanted = replace(identity, prefill=None) if any_prefill else identity
         self._entries: dict[tuple[FileId, ...], Entry] = {}
@@ -104,6 +121,40 @@ class Shelf:
             yield from context.read_head(keeper.piece)
             keeper.finish(page_map)
 
+    def keep_dialogue(self, context: Context, documents: Sequence[Document], path: Path) -> bool:
+        """Writes what the caches hold behind the documents to `path`, in place of what was there.
+
+        False where the library does not have the documents, or nothing was asked. Raises
+        LibraryError when the disk does not take it.
+        """
+        head = self._kept_head(context, documents)
+        if head is None or not context.head_is_read or not context.dialogue:
+            return False
+        key, parts = head
+        grown = context.tokens - context.head_tokens
+        tensors = kept.dialogue_tensors(context.caches, parts, grown)
+        tensors |= context.saved()
+        write_loose(path, key, tensors, {"tokens": context.tokens})
+        return True
+
+    def load_dialogue(
+        self, context: Context, documents: Sequence[Document], path: Path, going_on: str
+    ) -> bool:
+        """A new context becomes the one that was written to `path`; False if there is none that
+        `going_on` continues, with these documents, this model and these settings.
+
+        The context is then not to be used. Raises DamagedError.
+        """
+        head = self._kept_head(context, documents)
+        dialogue = None if head is None else open_loose(path)
+        if head is None or dialogue is None or dialogue.key != head[0]:
+            return False
+        tokens = int(dialogue.facts["tokens"])
+        whole = _checked_whole(head[1])
+        kept.load_dialogue(context.caches, head[1], dialogue, tokens, checked=whole)
+        context.resumed(tokens, dialogue.load("dialogue"), dialogue.load("waiting"))
+        return context.leads_to(going_on)
+
     def close(self) -> None:
         """Lets go of the entries; what was loaded from them stays valid."""
         for entry in self._entries.values():
@@ -131,7 +182,7 @@ class Shelf:
         return entry
 
     def _open(self, files: tuple[FileId, ...]) -> Entry | None:
-        if self._corpus is None:
+        if self._corpus is None or not self._of_corpus(files):
             return self._library.find_files(files, self._wanted)
         if not any(m.state == "complete" for m in self._library.catalogue().named(self._corpus)):
             return None
@@ -141,6 +192,17 @@ class Shelf:
         entry.close()
         return None
 
+    def _of_corpus(self, files: tuple[FileId, ...]) -> bool:
+        """Whether these are the corpus, or what it becomes."""
+        if self._grows or self._corpus is None:
+            return self._corpus is not None
+        named = self._library.catalogue().named(self._corpus)
+        return any(
+            manifest.kind == "corpus"
+            and tuple(FileId(d.digest, d.extractor) for d in manifest.documents) == files
+            for manifest in named
+        )
+
     def _load_entry(self, context: Context, documents: Sequence[Document]) -> bool:
         """Whether the library has the head of `context`, which is loaded then."""
         files = _files(documents)
@@ -148,8 +210,21 @@ class Shelf:
         if entry is None or context.tokens or entry.tokens != context.head_tokens:
             return False
         parts = (*entry.segments(), entry.tail)
-        self._load(context, parts, entry.tokens, checked=_checked_whole(entry))
+        self._load(context, parts, entry.tokens, checked=_checked_whole(parts))
         return True
+
+    def _kept_head(
+        self, context: Context, documents: Sequence[Document]
+    ) -> tuple[str, tuple[Segment, ...]] | None:
+        """Key and parts of the head of `context`; None where the library does not have it."""
+        identity = replace(self._identity, prefix="")
+        parts: tuple[Segment, ...] = ()
+        if documents:
+            entry = self._find(documents)
+            if entry is None or entry.tokens != context.head_tokens:
+                return None
+            identity, parts = entry.identity, (*entry.segments(), entry.tail)
+        return child_key(root_key(identity), context.head), parts
 
     def _sound(self, known: Prefix) -> Prefix:
         """What of a prefix is as it was written."""
@@ -187,7 +262,7 @@ class Shelf:
             return self._library.write(
                 identity,
                 texts,
-                corpus=self._corpus,
+                corpus=self._corpus if self._of_corpus(_files(documents)) else None,
                 prefix=known,
                 expected_bytes=expected_bytes,
             )
@@ -284,7 +359,8 @@ def _check(entry: Entry) -> None:
 
     Raises DamagedError; the entry is closed then.
     """
-    parts, whole = (*entry.segments(), entry.tail), _checked_whole(entry)
+    parts = (*entry.segments(), entry.tail)
+    whole = _checked_whole(parts)
     try:
         for part in parts:
             for name in part.names:
@@ -295,9 +371,9 @@ def _check(entry: Entry) -> None:
         raise
 
 
-def _checked_whole(entry: Entry) -> bool:
-    """Whether every byte is checked when it is opened."""
-    return sum(part.file.bytes for part in (*entry.segments(), entry.tail)) <= CHECKED_WHOLE
+def _checked_whole(parts: Sequence[Segment]) -> bool:
+    """Whether every byte of an entry is checked when it is opened."""
+    return sum(part.file.bytes for part in parts) <= CHECKED_WHOLE
 
 
 def _files(documents: Sequence[Document]) -> tuple[FileId, ...]:

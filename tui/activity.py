@@ -23,8 +23,11 @@ Phase = Literal[
     "stopping",
     "failed",
     "saving",
+    "reopening",
 ]
-BUSY: frozenset[Phase] = frozenset({"starting", "waiting", "answering", "stopping", "saving"})
+BUSY: frozenset[Phase] = frozenset(
+    {"starting", "waiting", "answering", "stopping", "saving", "reopening"}
+)
 SPINNER = "◐◓◑◒"
 PATIENCE = 0.5
 """Seconds after which a stop that has not ended yet is explained."""
@@ -58,6 +61,8 @@ class Activity:
     queued: int = 0
     kept: str = ""
     """Said beside `paused`: what is kept."""
+    leaving: bool = False
+    """Whether the application is left once this is done."""
     time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
@@ -111,11 +116,15 @@ class Activity:
                 share = self.done / self.total if self.total else None
                 return StatusLine("‖", f"paused {self.kept}".rstrip(), "Enter goes on", share)
             case "saving":
-                return StatusLine(turning, f"saving the chat, {seconds:.0f} s", "Esc quit now")
+                hint = "Esc quit now" if self.leaving else ""
+                return StatusLine(turning, f"saving the chat, {seconds:.0f} s", hint)
+            case "reopening":
+                return StatusLine(turning, f"opening the chat, {seconds:.0f} s")
             case "stopping":
                 late = seconds > PATIENCE
                 what = "finishing the segment" if self.stage == "prefilling" else "finishing a step"
-                return StatusLine(turning, f"stopping, {what}" if late else "stopping")
+                hint = "Esc quit now" if self.leaving else ""
+                return StatusLine(turning, f"stopping, {what}" if late else "stopping", hint)
             case "answering":
                 parts = [f"{self.tokens:,} tokens"] if self.tokens else []
                 rate = self.rate(now)
@@ -123,6 +132,9 @@ class Activity:
                 parts.append(f"{seconds:.0f} s")
                 return StatusLine(turning, "answering  " + " · ".join(parts), "Esc stop")
             case "waiting":
+                if self.stage == "compiling":
+                    what = f"compiling for this processor, once, {seconds:.0f} s"
+                    return StatusLine(turning, what, "Esc stop")
                 if self.total and self.stage == "prefilling":
                     return self._counted(turning, now, "reading the question", "Esc stop")
                 return StatusLine(turning, f"waiting {seconds:.0f} s", "Esc stop")
@@ -146,6 +158,8 @@ class Activity:
                 return self._counted(turning, now, "loading the weights", "")
             case "prefilling":
                 return self._counted(turning, now, "prefill", "Esc pause")
+            case "compiling":
+                return StatusLine(turning, "compiling for this processor, once")
 
     def _counted(self, turning: str, now: float, word: str, hint: str) -> StatusLine:
         if not self.total:

@@ -229,11 +229,19 @@ class _Joined(Sequence[Content]):
 
 
 def read_from(sources: Sequence[Source]) -> Content:
-    """`read from  1 p.176 ████  2 p.178 ██▌`, each opened by a click."""
+    """`read from  1 p.176 ████  2 p.178 ██▌`, each opened by a click.
+
+    Of passages from several documents each has the name of its own.
+    """
     parts: list[Content] = [Content.styled("read from", "$text-muted")]
     most = max(source.mass for source in sources) or 1.0
+    several = len({source.document for source in sources}) > 1
     for number, source in enumerate(sources, 1):
-        where = f"p.{source.page}" if source.page is not None else one_line(source.document, 20)
+        named = several or source.page is None
+        where = " ".join(
+            [one_line(source.document, 20)] * named
+            + ([f"p.{source.page}"] if source.page is not None else [])
+        )
         label = f"  {number} {where} {bar(source.mass / most, 4)}"
         click = Style.from_meta({"@click": f"cite({number})"})
         parts.append(

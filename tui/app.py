@@ -57,6 +57,8 @@ class ChatApp(App[None]):
         """Folder of chats, log and history."""
         self.left: int | None = None
         """The exit code once the user, or a signal, has decided to leave."""
+        self.last_words: list[str] = []
+        """What went wrong on leaving; said when the terminal is as it was."""
         self._chat: ChatScreen | None = None
         self._engine = engine
         self._settings = settings
@@ -119,6 +121,8 @@ class ChatApp(App[None]):
             self.screen.clear_selection()
         elif self.screen is not chat:
             self.pop_screen()
+        elif self.left is not None:
+            self.leave()
         elif chat.desk.stop():
             return
         elif chat.prompt.text:
@@ -139,10 +143,14 @@ class ChatApp(App[None]):
         else:
             self.run_worker(self.action_quit())
 
+    def say_at_the_end(self, line: str) -> None:
+        """Says a line when the screen is gone."""
+        self.last_words.append(line)
+
     async def action_quit(self) -> None:
         """Asks once while something is being done, else leaves."""
         chat = self.chat
-        if isinstance(self.screen, LeaveScreen):
+        if self.left is not None or isinstance(self.screen, LeaveScreen):
             self.leave()
         elif chat.desk.activity.busy:
             await self.push_screen(LeaveScreen(chat.desk.activity), self._leave_when)
@@ -153,19 +161,29 @@ class ChatApp(App[None]):
         if sure:
             self.leave()
 
-    def leave(self, code: int = 0) -> None:
-        """Keeps what there is of the chat, ends the engine, gives the terminal back."""
-        if self.left is None:
-            self.left = code
-            self.chat.commands.keep(self.chat.desk.partial)
-        self.exit(return_code=code)
+    def leave(self, code: int = 0, *, now: bool = False) -> None:
+        """Keeps the chat with what the caches hold of it, then gives the terminal back.
+
+        Called again, or with `now`, it keeps the text only and waits for nothing.
+        """
+        again, self.left = self.left is not None, code if self.left is None else self.left
+        chat = self.chat
+        if now or again:
+            chat.commands.keep(chat.desk.partial)
+            self._gone()
+        else:
+            chat.desk.leave(lambda: chat.commands.keep(chat.desk.partial), self._gone)
+
+    def _gone(self) -> None:
+        assert self.left is not None
+        self.exit(return_code=self.left)
 
     def end_engine(self) -> Bridge | None:
         """Ends the engine's work; its bridge is there to be waited for."""
         return None if self._chat is None else self._chat.end_engine()
 
     def _signalled(self, number: signal.Signals) -> None:
-        self.leave(128 + number)
+        self.leave(128 + number, now=True)
 
     def _again(self) -> bool:
         now = self.clock()

@@ -6,18 +6,19 @@ A command raises RetrolocalError where it makes no sense; the screen then shows 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..chats import Chat, ChatStore, ChatTurn, as_markdown, write_private
+from ..chats import CORPUS, Chat, ChatStore, ChatTurn, as_markdown, place_of, write_private
 from ..errors import DataError, DocumentError, UsageError
 from .answer import Answer, Question
 from .chats_screen import ChatsScreen
-from .engine import Turn
+from .engine import Source, Turn
 from .foreign import one_line
 from .help_screen import HelpScreen
 from .slash import Command, number
-from .source_view import SourceScreen
 
 if TYPE_CHECKING:
     from .chat_screen import ChatScreen
@@ -27,6 +28,8 @@ class ChatCommands:
     def __init__(self, screen: ChatScreen) -> None:
         self._screen = screen
         self._saved: Chat | None = None
+        self._written: tuple[ChatTurn, ...] = ()
+        """The turns as they lie on the disk, or as they were when their chat was deleted."""
 
     @property
     def store(self) -> ChatStore:
@@ -42,6 +45,12 @@ class ChatCommands:
             raise DocumentError(f"there is no file {path}; check the path")
         known = [document.path for document in self._screen.desk.documents]
         self._screen.desk.set_documents([*known, str(path)])
+        corpus = self._screen.corpus
+        if corpus is not None:
+            self._screen.note(
+                f"{path.name} is part of this chat only; the corpus {corpus} stays as it is "
+                f"(retrolocal ingest FILE --corpus {corpus} adds to it)"
+            )
 
     def docs(self, argument: str) -> None:
         documents = self._screen.desk.documents
@@ -69,7 +78,7 @@ class ChatCommands:
         if answers:
             self.show_source(answers[-1], number(argument, "source"))
         elif self._screen.desk.documents:
-            self._screen.app.push_screen(SourceScreen(self._screen.desk.documents))
+            self._show_text((), 0)
         else:
             raise UsageError("there is no document to show; /file PATH adds one")
 
@@ -77,9 +86,14 @@ class ChatCommands:
         """Opens the passage, counted from 1, that an answer was read from."""
         if which > len(answer.sources):
             raise UsageError(f"the answer was read from {len(answer.sources)} passages")
+        self._show_text(answer.sources, which - 1)
+
+    def _show_text(self, sources: Sequence[Source], which: int) -> None:
+        # Only here: it needs numpy, for which the first screen would wait.
+        from .source_view import SourceScreen
+
         documents = self._screen.desk.documents
-        screen = SourceScreen(documents, answer.sources, which - 1, self._screen.copy)
-        self._screen.app.push_screen(screen)
+        self._screen.app.push_screen(SourceScreen(documents, sources, which, self._screen.copy))
 
     def copy(self, argument: str) -> None:
         answers = self._screen.log_view.answers
@@ -128,8 +142,8 @@ class ChatCommands:
         self._screen.focus_prompt()
 
     def new(self, argument: str) -> None:
-        self._screen.desk.set_turns(())
-        self._saved = None
+        self._screen.desk.change_to((), old=self._cache())
+        self._saved, self._written = None, ()
         self._screen.show_turns(())
 
     def chats(self, argument: str) -> None:
@@ -137,7 +151,7 @@ class ChatCommands:
         if not chats:
             raise UsageError("no chat was kept yet")
         opened = lambda chat_id: self._screen.guarded(lambda: self._open_chat(chat_id))  # noqa: E731
-        self._screen.app.push_screen(ChatsScreen(self.store, chats), opened)
+        self._screen.app.push_screen(ChatsScreen(self.store, chats, self._deleted), opened)
 
     def rename(self, argument: str) -> None:
         if self._saved is None:
@@ -183,15 +197,30 @@ class ChatCommands:
     def quit(self, argument: str) -> None:
         self._screen.app.run_worker(self._screen.app.action_quit())
 
-    def keep(self, partial: Turn | None = None) -> None:
-        """Saves the chat as it is; says so when that fails."""
+    def keep(self, partial: Turn | None = None) -> Path | None:
+        """Saves the chat as it is; says so when that fails.
+
+        Returns where what the caches hold of it belongs; None when there is no chat to keep.
+        """
         chat = self._current(partial)
         if chat is None:
-            return
-        try:
-            self._saved = self.store.save(chat)
-        except DataError as error:
-            self._screen.flash(str(error))
+            return None
+        if chat.turns != self._written:
+            try:
+                self._saved = self.store.save(chat)
+            except DataError as error:
+                self._screen.not_kept(error)
+                return None
+            self._written = chat.turns
+        return self._cache()
+
+    def _cache(self) -> Path | None:
+        return None if self._saved is None else self.store.cache_of(self._saved.id)
+
+    def _deleted(self, chat_id: str) -> None:
+        """The chat that is open is kept again only when it has gone on."""
+        if self._saved is not None and self._saved.id == chat_id:
+            self._saved = None
 
     def _current(self, partial: Turn | None) -> Chat | None:
         """The chat as it stands; None without an answer."""
@@ -199,20 +228,10 @@ class ChatCommands:
         turns = [*desk.turns, *([partial] if partial is not None else [])]
         if not turns or desk.model is None:
             return None
-        chat = self._saved or self.store.new(
-            desk.model.model, [document.path for document in desk.documents], turns[0].question
-        )
+        paths = tuple(place_of(document.path) for document in desk.documents)
+        chat = self._saved or self.store.new(desk.model.model, paths, turns[0].question)
         kept = tuple(ChatTurn(turn.question, turn.answer) for turn in turns)
-        paths = tuple(str(Path(d.path).expanduser().absolute()) for d in desk.documents)
-        return Chat(
-            id=chat.id,
-            title=chat.title,
-            created=chat.created,
-            updated=chat.updated,
-            model=desk.model.model,
-            documents=paths,
-            turns=kept,
-        )
+        return replace(chat, model=desk.model.model, documents=paths, turns=kept)
 
     def _open_chat(self, chat_id: str | None) -> None:
         """Goes on with an earlier chat, about the documents it was about."""
@@ -221,17 +240,20 @@ class ChatCommands:
         desk = self._screen.desk
         chat = self.store.load(chat_id)
         turns = [Turn(turn.question, turn.answer) for turn in chat.turns]
-        here = tuple(str(Path(d.path).expanduser().absolute()) for d in desk.documents)
-        if chat.documents != here:
-            missing = [path for path in chat.documents if not Path(path).exists()]
-            if missing:
-                raise DocumentError(
-                    f"{one_line(missing[0], 60)}, which the chat was about, is not there any more"
-                )
-            desk.set_documents(chat.documents, turns)
-        else:
-            desk.set_turns(turns)
-        self._saved = chat
+        here = tuple(place_of(document.path) for document in desk.documents)
+        files = [path for path in chat.documents if not path.startswith(CORPUS)]
+        missing = [path for path in files if not Path(path).exists()]
+        if chat.documents != here and missing:
+            raise DocumentError(
+                f"{one_line(missing[0], 60)}, which the chat was about, is not there any more"
+            )
+        desk.change_to(
+            turns,
+            documents=None if chat.documents == here else chat.documents,
+            old=self._cache(),
+            kept=self.store.cache_of(chat_id),
+        )
+        self._saved, self._written = chat, chat.turns
         self._screen.show_turns(turns)
 
     def _last_question(self) -> Question | None:

@@ -23,7 +23,7 @@ from ..errors import RetrolocalError
 from . import slash
 from .answer import Answer, Question
 from .bridge import Arrival, Bridge
-from .cards import Card, error_card
+from .cards import Card, error_card, text_of
 from .chat_commands import ChatCommands
 from .chat_log import ChatLog
 from .desk import Desk, Ticket
@@ -46,6 +46,7 @@ from .message_view import MessageView
 from .model_picker import DownloadCard
 from .opening import Opening
 from .prompt_bar import PromptBar
+from .prompt_history import PromptHistory
 from .side_panel import SidePanel
 from .status_bar import StatusBar
 
@@ -69,6 +70,7 @@ class Host(Protocol):
 
     def copy(self, text: str) -> None: ...
     def leave(self, code: int = 0) -> None: ...
+    def say_at_the_end(self, line: str) -> None: ...
     def clear_and_redraw(self) -> None: ...
 
 
@@ -118,7 +120,8 @@ class ChatScreen(Screen[None]):
             yield ChatLog()
             yield SidePanel(self._host.clock)
         yield StatusBar(self.desk.activity, self._host.clock)
-        yield PromptBar(slash.complete)
+        history = PromptHistory(self.state / "history.jsonl")
+        yield PromptBar(slash.complete, history.entries(), history.add)
         yield Static(key_line(), id="keys", markup=False)
         yield Static("The terminal is too small:\nat least 40 x 10 is needed", id="too-small")
 
@@ -142,6 +145,11 @@ class ChatScreen(Screen[None]):
     @property
     def state(self) -> Path:
         return self._host.state
+
+    @property
+    def corpus(self) -> str | None:
+        """Whose documents the conversation began with."""
+        return self._settings.corpus
 
     @property
     def log_view(self) -> ChatLog:
@@ -275,6 +283,15 @@ class ChatScreen(Screen[None]):
         if not self.prompt.text:
             card.focus()
 
+    def not_kept(self, error: BaseException) -> None:
+        line = text_of(error)
+        self.flash(line)
+        if self.desk.activity.leaving:
+            self._host.say_at_the_end(line)
+
+    def not_reopened(self) -> None:
+        self.note("Only the text of this chat was kept: the next question reads it again.")
+
     def activity_changed(self) -> None:
         if self.is_mounted:
             self.status.show()
@@ -347,7 +364,9 @@ class ChatScreen(Screen[None]):
 
     def action_escape(self) -> None:
         """Closes what is open, else stops what runs, else does nothing."""
-        if isinstance(self.focused, MessageView):
+        if self.desk.activity.leaving:
+            self._host.leave()
+        elif isinstance(self.focused, MessageView):
             if isinstance(self.focused, Card) and not isinstance(self.focused, DownloadCard):
                 self.focused.remove()
             self.focus_prompt()

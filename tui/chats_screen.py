@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from textual import on
 from textual.app import ComposeResult
@@ -14,8 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ..chats import Chat, ChatStore
+from ..chats import Chat, ChatStore, names_of
+from ..errors import DataError
 from .foreign import one_line
+
+TITLE_CELLS = 32
 
 
 class ChatsScreen(ModalScreen[str | None]):
@@ -40,9 +43,12 @@ class ChatsScreen(ModalScreen[str | None]):
     ChatsScreen Static { height: 1; color: $text-muted; }
     """
 
-    def __init__(self, store: ChatStore, chats: Sequence[Chat]) -> None:
+    def __init__(
+        self, store: ChatStore, chats: Sequence[Chat], deleted: Callable[[str], None]
+    ) -> None:
         super().__init__()
         self._store = store
+        self._deleted = deleted
         self._chats = list(chats)
         self._doomed: str | None = None
 
@@ -87,7 +93,12 @@ class ChatsScreen(ModalScreen[str | None]):
             self._doomed = marked
             self._say("Ctrl+X again deletes this chat for good")
             return
-        self._store.delete(marked)
+        try:
+            self._store.delete(marked)
+        except DataError as error:
+            self._say(str(error))
+            return
+        self._deleted(marked)
         self._chats = [chat for chat in self._chats if chat.id != marked]
         self._fill(self.query_one(Input).value)
 
@@ -109,7 +120,7 @@ class ChatsScreen(ModalScreen[str | None]):
         if found:
             options.highlighted = 0
         count = f"{len(found)} of {len(self._chats)} chats"
-        self._say(f"{count}   Enter open   Ctrl+X delete   Esc close")
+        self._say(f"Enter open  Esc close  Ctrl+X delete   {count}")
 
     def _say(self, text: str) -> None:
         self.query_one("#chats-keys", Static).update(Content(text))
@@ -117,21 +128,27 @@ class ChatsScreen(ModalScreen[str | None]):
 
 def matches(chat: Chat, wanted: str) -> bool:
     """Whether every word of `wanted` occurs in the title, the documents or the model."""
-    text = " ".join((chat.title, chat.model, *map(_name, chat.documents))).casefold()
+    text = " ".join((chat.title, chat.model, *names_of(chat.documents))).casefold()
     return all(word in text for word in wanted.casefold().split())
 
 
 def line(chat: Chat) -> Content:
     """One chat in the list."""
-    about = ", ".join(map(_name, chat.documents)) or "no document"
-    when = chat.updated[:16].replace("T", " ")
+    about = ", ".join(names_of(chat.documents)) or "no document"
+    when = _local(chat.updated)
     turns = f"{len(chat.turns)} turn" + ("" if len(chat.turns) == 1 else "s")
+    title = Content(one_line(chat.title, TITLE_CELLS))
     return Content.assemble(
         (f"{when}  ", "$text-muted"),
-        one_line(chat.title, 44),
+        title,
+        " " * max(0, TITLE_CELLS - title.cell_length),
         (f"  {one_line(about, 24)}, {turns}", "$text-muted"),
     )
 
 
-def _name(path: str) -> str:
-    return Path(path).name
+def _local(moment: str) -> str:
+    """`2026-02-03 10:00` here, of a moment in UTC."""
+    try:
+        return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return one_line(moment, 16)

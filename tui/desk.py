@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from ..errors import Interrupted, UsageError
@@ -29,7 +30,7 @@ from .engine import (
     Wrote,
 )
 
-Kind = Literal["open", "read", "documents", "turns", "ask"]
+Kind = Literal["open", "read", "documents", "turns", "ask", "keep"]
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +72,14 @@ class DeskView(Protocol):
         ...
 
     def failed(self, error: BaseException, retry: Callable[[], None] | None) -> None: ...
+    def not_kept(self, error: BaseException) -> None:
+        """What the caches hold of the conversation could not be written."""
+        ...
+
+    def not_reopened(self) -> None:
+        """The next question reads the turns of the chat that was opened."""
+        ...
+
     def activity_changed(self) -> None: ...
 
 
@@ -89,6 +98,13 @@ class Desk:
         self._asked: Ticket | None = None
         self._written = ""
         self._unread = False
+        self._unkept = False
+        """Whether there is an answer since the caches were last kept."""
+        self._reopen: Path | None = None
+        """Where what was kept of these turns lies; until they have been taken up."""
+        self._after: Callable[[], None] | None = None
+        """What is to be done when they have been kept now."""
+        self._leave: tuple[Callable[[], Path | None], Callable[[], None]] | None = None
 
     def start(self, *, download: bool = False) -> None:
         """Opens the model, then reads the documents, then answers what was asked meanwhile."""
@@ -113,6 +129,8 @@ class Desk:
         """Ends an answer or pauses reading; False when there is nothing to end."""
         if self._job is None or self.activity.phase == "stopping":
             return False
+        if self._kind in ("keep", "turns"):
+            return False
         if self._kind == "open" and self.activity.stage != "downloading":
             return False
         self._bridge.stop(self._job)
@@ -132,28 +150,56 @@ class Desk:
         self._tell_turns()
         return turn
 
-    def set_turns(self, turns: Sequence[Turn]) -> None:
-        """Another conversation about the same documents; raises UsageError while busy."""
-        self._require_rest()
-        self.turns = list(turns)
-        self._tell_turns()
+    def change_to(
+        self,
+        turns: Sequence[Turn],
+        *,
+        documents: Sequence[str] | None = None,
+        old: Path | None = None,
+        kept: Path | None = None,
+    ) -> None:
+        """Another conversation, about these documents (None: about the same ones).
 
-    def set_documents(self, paths: Sequence[str], turns: Sequence[Turn] | None = None) -> None:
-        """Other documents; the conversation goes on, or consists of `turns` now.
-
-        Raises UsageError while the engine works.
+        What the caches hold of this one is written to `old` first; what they held of the other
+        one lies in `kept`. Raises UsageError while the engine works.
         """
         self._require_rest()
-        if turns is not None:
-            self.turns = list(turns)
-        wanted, kept = tuple(paths), tuple(self.turns)
+        # At once: whoever saves the chat meanwhile must not take the old turns for its own.
+        self.turns = list(turns)
 
-        def work(engine: Engine, job: Job) -> None:
-            engine.set_turns(kept)
-            engine.set_documents(wanted, job)
+        def change() -> None:
+            self._reopen = kept
+            if documents is None:
+                if kept is not None:
+                    self.activity.enter("reopening", self._clock())
+                self._tell_turns()
+            else:
+                self._set_documents(documents, turns)
 
-        self.activity.enter("starting", self._clock())
-        self._begin("documents", work)
+        self._keep_then(old, change)
+
+    def set_documents(self, paths: Sequence[str]) -> None:
+        """Other documents; the conversation goes on. Raises UsageError while the engine works."""
+        self._require_rest()
+        self._set_documents(paths, self.turns)
+
+    def leave(self, place: Callable[[], Path | None], left: Callable[[], None]) -> None:
+        """Ends the answer, keeps the conversation at `place()`, then calls `left`.
+
+        Called again it does not wait.
+        """
+        waits = self._job is not None and self._kind in ("ask", "turns", "keep")
+        if self._leave is not None or (self._job is not None and not waits):
+            left()
+            return
+        self._leave = place, left
+        self.activity.leaving = True
+        self.queue.clear()
+        if self._job is None:
+            self._go()
+        elif self._kind == "ask":
+            self.stop()
+        self._view.activity_changed()
 
     def close(self) -> Bridge:
         """Ends everything; the bridge is there to be waited for."""
@@ -180,8 +226,49 @@ class Desk:
             raise UsageError("an answer or a document is being worked on; stop it first (Esc)")
 
     def _tell_turns(self) -> None:
-        turns = tuple(self.turns)
-        self._begin("turns", lambda engine, job: engine.set_turns(turns))
+        turns, kept = tuple(self.turns), self._reopen
+
+        def work(engine: Engine, job: Job) -> bool | None:
+            engine.set_turns(turns)
+            return engine.reopen(kept) if kept is not None else None
+
+        self._begin("turns", work)
+
+    def _set_documents(self, paths: Sequence[str], turns: Sequence[Turn]) -> None:
+        self.turns = list(turns)
+        wanted, of_now, kept = tuple(paths), tuple(turns), self._reopen
+
+        def work(engine: Engine, job: Job) -> bool | None:
+            engine.set_turns(of_now)
+            engine.set_documents(wanted, job)
+            return engine.reopen(kept) if kept is not None else None
+
+        self.activity.enter("starting", self._clock())
+        self._begin("documents", work)
+
+    def _read(self) -> None:
+        kept = self._reopen
+
+        def work(engine: Engine, job: Job) -> bool | None:
+            engine.read_documents(job)
+            return engine.reopen(kept) if kept is not None else None
+
+        self.activity.enter("starting", self._clock())
+        self._begin("read", work)
+
+    def _keep_then(self, place: Path | None, then: Callable[[], None]) -> None:
+        """Keeps what the caches hold of the conversation, if it is new, then does `then`."""
+        if place is None or not self._unkept:
+            then()
+            return
+        self._after = then
+        self.activity.enter("saving", self._clock())
+        self._begin("keep", lambda engine, job: engine.keep(place))
+
+    def _go(self) -> None:
+        assert self._leave is not None
+        place, left = self._leave
+        self._keep_then(place(), left)
 
     def _begin(self, kind: Kind, work: Work) -> None:
         self._kind = kind
@@ -190,12 +277,11 @@ class Desk:
 
     def _next(self) -> None:
         self.activity.queued = len(self.queue)
-        if self._job is not None or self.model is None:
+        if self._job is not None or self.model is None or self._leave is not None:
             self._view.activity_changed()
             return
         if self._unread:
-            self.activity.enter("starting", self._clock())
-            self._begin("read", lambda engine, job: engine.read_documents(job))
+            self._read()
         elif self.queue:
             self._ask(self.queue.pop(0))
         else:
@@ -226,7 +312,8 @@ class Desk:
         match arrival.event:
             case Began() as event:
                 self.activity.began_stage(event, now)
-                self._view.stage_began(event)
+                if self._kind != "ask":
+                    self._view.stage_began(event)
             case Advanced() as event:
                 self.activity.advanced(event, now)
                 if self._kind != "ask":
@@ -241,12 +328,29 @@ class Desk:
                 self._written += text
                 self.activity.wrote(now)
                 self._view.wrote(text)
-            case Finished(result, None):
+            case Finished() as event:
                 self._job = None
-                self._succeeded(result)
-            case Finished(_, error) if error is not None:
-                self._job = None
-                self._ended_by(error)
+                self._finished(event)
+
+    def _finished(self, event: Finished) -> None:
+        if self._kind == "keep":
+            self._kept(event.error)
+        elif event.error is None:
+            self._succeeded(event.result)
+        else:
+            self._ended_by(event.error)
+        if self._leave is not None and self._job is None and self._kind != "keep":
+            self._go()
+
+    def _kept(self, error: BaseException | None) -> None:
+        self._unkept = False
+        then, self._after = self._after, None
+        if error is not None:
+            self._view.not_kept(error)
+        if self._leave is not None:
+            self._leave[1]()
+        elif then is not None:
+            then()
 
     def _succeeded(self, result: object) -> None:
         if self._kind in ("open", "read", "documents"):
@@ -260,9 +364,14 @@ class Desk:
                 assert self._asked is not None
                 self.turns.append(Turn(self._asked.text, answer.text))
                 self._asked = None
+                self._unkept = True
                 self._view.answered(answer)
             case (("read" | "documents"), _):
                 self._unread = False
+        if self._kind in ("turns", "read", "documents"):
+            if self._reopen is not None and result is False:
+                self._view.not_reopened()
+            self._reopen = None
         self._next()
 
     def _ended_by(self, error: BaseException) -> None:
@@ -289,6 +398,7 @@ class Desk:
         self.activity.kept = f"{share}what was read is kept"
 
     def _fail(self, error: BaseException) -> None:
+        self._reopen = None
         if self.model is None:
             self.activity.enter("failed", self._clock())
             self._view.failed(error, self.start)

@@ -16,8 +16,10 @@ from ..errors import RetrolocalError
 
 Counted = Literal["downloading", "loading", "prefilling"]
 """Stages whose end is known in bytes or tokens."""
-Stage = Literal["looking", "reading", "tokenising", "downloading", "loading", "prefilling"]
-"""What is done before an answer begins."""
+Stage = Literal[
+    "looking", "reading", "tokenising", "downloading", "loading", "prefilling", "compiling"
+]
+"""What is done before an answer begins; `compiling` happens once per machine."""
 StopReason = Literal["eos", "stop", "length", "interrupted"]
 
 
@@ -82,8 +84,8 @@ class CacheFigures:
     mass_estimated: float
     hit_ratio: float | None = None
     """Share of the fetched clusters that the block cache held; None without a block cache."""
-    slow_bytes: float = 0.0
-    """Read from the slow tier per token."""
+    slow_bytes: float | None = None
+    """Bytes that came from the slow tier, per step; None where there is no block cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,17 @@ class Engine(Protocol):
         """The conversation consists of these turns now."""
         ...
 
+    def keep(self, chat: Path) -> bool:
+        """Writes what the caches hold of the turns to `chat`; False where there is no library."""
+        ...
+
+    def reopen(self, chat: Path) -> bool:
+        """Takes up what was kept of the turns of now in `chat`: they need not be read again.
+
+        False where nothing that fits was kept; the next question then reads the turns.
+        """
+        ...
+
     def stop(self) -> None:
         """Ends the running call soon; may be called from any thread."""
         ...
@@ -223,6 +236,8 @@ class ChatSettings:
     model: str
     """The name to show until the model is open."""
     documents: tuple[str, ...] = ()
+    corpus: str | None = None
+    """Whose documents the conversation begins with."""
     mouse: bool = True
     notes: tuple[str, ...] = field(default=())
     """Lines to show at the beginning."""

@@ -16,16 +16,25 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("Ctrl+J", "a new line (also Alt+Enter, Shift+Enter where the terminal tells them from Enter)"),
     ("Esc", "close what is open, else stop the answer (what was written stays) or pause reading"),
     ("Ctrl+C", "copy the selection, else stop, else clear the prompt, else (twice) leave"),
-    ("Ctrl+D, Ctrl+Q", "leave"),
-    ("Up, Down", "earlier questions, at the edge of the prompt"),
-    ("Alt+Up, Alt+Down", "choose a message; then y copy, e edit, r retry, c copy code, 1-9 source"),
+    ("Ctrl+D, Ctrl+Q", "leave; the chat is kept"),
+    ("Up, Down", "earlier questions, also of other days, from the prompt's first and last line"),
+    (
+        "Alt+Up, Alt+Down",
+        "choose a message; then y copy, e edit, r ask again, c copy its code,"
+        " 1-9 show a passage it was read from",
+    ),
     ("PageUp, PageDown", "scroll; Ctrl+End follows the end again"),
-    ("F1 F2 F3 F4", "help, panel, source, chats"),
+    ("F1", "this page"),
+    ("F2", "the panel: documents, context, what the cache does"),
+    ("F3", "the text of the documents, at the passages the last answer was read from"),
+    ("", "there: / search, g page, n N next and previous passage, y copy, j k G scroll"),
+    ("F4", "earlier chats; Enter opens one, Ctrl+X twice deletes it"),
     ("Ctrl+P", "all commands and themes"),
     ("Ctrl+L", "draw the screen again"),
-    ("in the source", "/ search, g page, n N next and previous passage, y copy, j k G scroll"),
-    ("mouse", "select to copy with Ctrl+C; with Shift (Option in iTerm2) the terminal selects"),
+    ("mouse", "select, then Ctrl+C copies; with Shift (Option in iTerm2) the terminal selects"),
 )
+NARROW = 60
+"""Cells below which what a key does stands under it."""
 
 
 _HEADING = "bold $text-primary"
@@ -66,8 +75,11 @@ def help_text(width: int) -> Content:
 
 
 def _entry(key: str, what: str, width: int) -> list[Content]:
+    if width < NARROW:
+        above = [Content.styled(f" {key}", "$text-accent")] if key else []
+        return [*above, *(Content("   ") + line for line in Content(what).wrap(width - 3))]
     left = Content.styled(f" {key:<18}", "$text-accent")
     return [
         Content.assemble(" " * 19 if number else left, " ", line)
-        for number, line in enumerate(Content(what).wrap(max(20, width - 20)))
+        for number, line in enumerate(Content(what).wrap(width - 20))
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             model=arguments.model or "builtin",
             config=config,
             files=tuple(arguments.file),
-            extraction=extraction(arguments),
+            extraction=partial(extraction, arguments),
             corpus=arguments.corpus,
             store=not arguments.no_store,
             system=system_text(arguments),
@@ -49,6 +50,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     settings = ChatSettings(
         model=arguments.model or "builtin",
         documents=tuple(arguments.file),
+        corpus=arguments.corpus,
         mouse=not arguments.no_mouse,
         notes=() if arguments.model else (BUILTIN_NOTE,),
         hides_thinking=arguments.hidethinking,
@@ -68,6 +70,8 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         bridge = app.end_engine()
     if app.left is None:
         print(f"retrolocal: the interface failed; {log} has the details", file=sys.stderr)
+    for line in app.last_words:
+        print(f"retrolocal: {line}", file=sys.stderr)
     code = 1 if app.left is None else app.left
     if bridge is not None and not bridge.join(END_SECONDS):
         # An engine in the middle of a long step would hold the program; all that is kept is

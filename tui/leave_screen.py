@@ -46,8 +46,10 @@ def leaving_question(activity: Activity) -> str:
     if activity.phase in ("answering", "stopping", "waiting"):
         kept = "The chat is kept, with what there is of this answer."
         return f"An answer is being written. Leave?\n{kept}"
+    if activity.phase in ("saving", "reopening"):
+        return "A chat is being saved or opened. Leave?\nWhat was said in it is kept."
     if activity.stage == "downloading":
         return "The model is being downloaded. Leave?\nThe next start goes on where this stops."
     if activity.stage == "prefilling":
-        return "The documents are being read. Leave?\nThe chat is kept; reading begins anew."
+        return "The documents are being read. Leave?\nThe next start goes on where this stops."
     return "The model is being loaded. Leave?"

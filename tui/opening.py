@@ -19,6 +19,7 @@ _WORDS: dict[Stage, tuple[str, str]] = {
     "tokenising": ("splitting into tokens", "split into tokens"),
     "loading": ("loading", "loaded"),
     "prefilling": ("prefill", "prefill done"),
+    "compiling": ("compiling for this processor", "compiled for this processor"),
 }
 
 

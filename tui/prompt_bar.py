@@ -122,9 +122,15 @@ class PromptBar(Vertical):
             """With pasted texts in place of their chips."""
             self.shown = shown
 
-    def __init__(self, completer: Completer, history: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        completer: Completer,
+        history: Sequence[str] = (),
+        remember: Callable[[str], None] = lambda text: None,
+    ) -> None:
         super().__init__()
         self.history = list(history)
+        self._remember = remember
         self._completer = completer
         self._completions: Sequence[Completion] = ()
         self._marked = 0
@@ -164,6 +170,7 @@ class PromptBar(Vertical):
             text = text.replace(chip, pasted)
         if not self.history or self.history[-1] != shown:
             self.history.append(shown)
+            self._remember(text)
         self._place = None
         self.area.text = ""
         self.post_message(self.Submitted(text, shown))

@@ -8,21 +8,31 @@ widget; the blocks themselves are in `prose_blocks`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from textual.content import Content
 
 from .foreign import visible
 from .prose_blocks import MARGIN, Block, Table, blocks
 
-_MARKDOWN = (
-    MarkdownIt("commonmark", {"html": False})
-    .enable(["table", "strikethrough"])
-    # A definition at the end of an answer would change blocks that were shown long before.
-    .disable(["reference", "html_block", "html_inline"])
-)
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+
+@functools.cache
+def _markdown() -> MarkdownIt:
+    # Not before an answer: the first screen would wait for it.
+    from markdown_it import MarkdownIt
+
+    return (
+        MarkdownIt("commonmark", {"html": False})
+        .enable(["table", "strikethrough"])
+        # A definition at the end of an answer would change blocks that were shown long before.
+        .disable(["reference", "html_block", "html_inline"])
+    )
 
 
 class Prose:
@@ -71,12 +81,12 @@ class Prose:
     @property
     def code_blocks(self) -> list[str]:
         """The text of each code block, without its last line break."""
-        tokens = _MARKDOWN.parse(self.source)
+        tokens = _markdown().parse(self.source)
         return [t.content.removesuffix("\n") for t in tokens if t.type in ("fence", "code_block")]
 
     def _parse(self) -> None:
         rest = self.source[self._settled_until :]
-        tokens = _MARKDOWN.parse(rest)
+        tokens = _markdown().parse(rest)
         cut = 0 if self._finished else _last_restart(tokens, rest.split("\n"))
         settled = list(blocks(tokens[:cut], rest, open_end=False))
         tail = blocks(tokens[cut:], rest, open_end=not self._finished)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from markdown_it.token import Token
 from textual.content import Content, Span
 from textual.highlight import highlight
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 MARGIN = "$text-muted"
 _CODE = "on $foreground 8%"

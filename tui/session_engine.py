@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..chats import CORPUS, drop_oldest_caches
 from ..config import SessionConfig
-from ..errors import Interrupted, UsageError
+from ..errors import DocumentError, Interrupted, UsageError
 from .engine import (
     Advanced,
     Answer,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 MEASURE_SECONDS = 0.33
 """Between two figures while an answer is written."""
+COMPILING = "The first answer compiles attention for this processor, once: up to a minute longer."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,8 @@ class EngineSettings:
     model: str
     config: SessionConfig
     files: tuple[str, ...] = ()
-    extraction: Options
+    extraction: Callable[[], Options]
+    """What was said about the files; called on the engine's thread, which imports the readers."""
     corpus: str | None = None
     store: bool = True
     """Whether what is read is kept in the library, and looked for there."""
@@ -71,12 +75,17 @@ class SessionEngine:
         self._session: Session | None = None
         self._options: AskOptions | None = None
         self._documents: dict[str, Document] = {}
+        self._compiles = False
+        """Whether the first step through an index will be compiled, which takes a while."""
 
     def open(self, control: Control, *, download: bool) -> Opened:
         settings = self._settings
-        documents = self._read_files(settings.files, control)
+        if settings.corpus is not None and not self._documents:
+            self._documents = _corpus(settings.corpus)
+        documents = self._read_files((*self._documents, *settings.files), control)
         control.emit(Began("looking", settings.model))
         self._fetch(control, download)
+        from ..kernels.compiled import compiled, compiled_before
         from ..session import AskOptions, Session
 
         began = False
@@ -103,8 +112,14 @@ class SessionEngine:
             stop=settings.stop,
             ignore_eos=settings.ignore_eos,
         )
+        self._compiles = settings.config.cache != "dense" and compiled() and not compiled_before()
         self._measure(control, 0)
-        return Opened(model=session.name, max_tokens=session.max_tokens, device=session.device.type)
+        return Opened(
+            model=session.name,
+            max_tokens=session.max_tokens,
+            device=session.device.type,
+            notes=(COMPILING,) if documents and self._compiles else (),
+        )
 
     def read_documents(self, control: Control) -> None:
         session = self._opened()
@@ -140,6 +155,8 @@ class SessionEngine:
             match event:
                 case Progress(_, done, total):
                     control.emit(Advanced("prefilling", done, total))
+                    if self._compiles and done == total and self._clustered():
+                        control.emit(Began("compiling"))
                 case Piece(text):
                     written += 1
                     control.emit(Wrote(text))
@@ -147,6 +164,7 @@ class SessionEngine:
                         measured = time.monotonic()
                         self._measure(control, written)
                 case Reply():
+                    self._compiles = self._compiles and not self._clustered()
                     self._measure(control, event.generated_tokens)
                     return _answer(event)
         raise AssertionError("an answer ends with a Reply")
@@ -161,6 +179,16 @@ class SessionEngine:
                 for role, text in (("user", turn.question), ("assistant", turn.answer))
             ]
         )
+
+    def keep(self, chat: Path) -> bool:
+        kept = self._opened().keep_dialogue(chat)
+        # What cannot be deleted now can be deleted next time.
+        with suppress(OSError):
+            drop_oldest_caches(chat.parent)
+        return kept
+
+    def reopen(self, chat: Path) -> bool:
+        return self._opened().open_dialogue(chat)
 
     def stop(self) -> None:
         if self._session is not None:
@@ -197,6 +225,10 @@ class SessionEngine:
         control.emit(Began("downloading", name))
         resolve_model(name, revision=config.revision, received=received)
 
+    def _clustered(self) -> bool:
+        found = self._opened().statistics()
+        return found is not None and found.clusters > 0
+
     def _opened(self) -> Session:
         if self._session is None:
             raise UsageError("no model is open; try again, or choose another one with -m")
@@ -218,23 +250,24 @@ class SessionEngine:
         library = self._library()
         if library is None:
             return None
-        return Keeping(library=library, corpus=self._settings.corpus)
+        return Keeping(library=library, corpus=self._settings.corpus, grows=False)
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
-        from ..shelf import corpus_documents, document_of
+        """The documents in this order; those of the conversation are not read again."""
+        from ..shelf import document_of
 
-        library, known = self._library(), self._documents
+        library, known = self._library(), dict(self._documents)
         documents = {}
-        if self._settings.corpus is not None and library is not None:
-            documents = {
-                found.name: found for found in corpus_documents(library, self._settings.corpus)
-            }
         for path in paths:
+            if path not in known and path.startswith(CORPUS):
+                name = path.removeprefix(CORPUS).rpartition("#")[0]
+                known |= _corpus(name)
+                if path not in known:
+                    raise DocumentError(f"the corpus {name} has not all documents it had; /new")
             if path not in known:
                 control.emit(Began("reading", path))
-            documents[path] = known.get(path) or document_of(
-                path, self._settings.extraction, library
-            )
+                known[path] = document_of(path, self._settings.extraction(), library)
+            documents[path] = known[path]
         self._documents = documents
         self._tell_documents(control)
         return list(documents.values())
@@ -260,9 +293,18 @@ class SessionEngine:
                 mass_exact=found.mass_exact,
                 mass_estimated=found.mass_estimated,
                 hit_ratio=found.hit_ratio,
-                slow_bytes=found.slow_bytes,
+                slow_bytes=None if found.hit_ratio is None else found.slow_bytes,
             )
         control.emit(Measured(cache, _memory(self._opened()), generated))
+
+
+def _corpus(name: str) -> dict[str, Document]:
+    """The documents of a corpus by what stands for their paths; raises LibraryError."""
+    from ..library import Library
+    from ..shelf import corpus_documents
+
+    found = corpus_documents(Library(), name)
+    return {f"{CORPUS}{name}#{number}": document for number, document in enumerate(found)}
 
 
 def free_bytes(folder: Path) -> int:

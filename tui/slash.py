@@ -62,6 +62,8 @@ def parse(text: str) -> tuple[Command, str] | None:
     if command is None:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+        if dropped_file(text) is not None:
+            hint = "/file PATH makes a file a document"
         raise UsageError(f"there is no command /{name}; {hint} (// sends a slash)")
     if argument and not command.argument:
         raise UsageError(f"/{name} takes nothing after it, and {argument!r} was given")
@@ -85,7 +87,13 @@ def number(argument: str, name: str) -> int:
 
 
 def complete(text: str) -> Sequence[Completion]:
-    """How a command line may go on: names of commands, then paths for /file."""
+    """How a command line may go on: names of commands, then paths for /file.
+
+    A path alone, as a terminal types it when a file is dropped on it, may become a document.
+    """
+    file = dropped_file(text)
+    if file is not None:
+        return [Completion(f"/file {file}", "/file", f"{file.name}: Tab makes it a document")]
     if not text.startswith("/") or text.startswith("//"):
         return ()
     name, space, argument = text[1:].partition(" ")
@@ -100,6 +108,22 @@ def complete(text: str) -> Sequence[Completion]:
             if command.name.startswith(name)
         ]
     return paths(argument, f"/{name} ") if name in ("file", "export") else ()
+
+
+def dropped_file(text: str) -> Path | None:
+    """The file whose path is all that was typed, perhaps in quotes or with escaped spaces."""
+    plain = text.strip()
+    if len(plain) > 1 and plain[0] == plain[-1] and plain[0] in "'\"":
+        plain = plain[1:-1]
+    else:
+        plain = plain.replace("\\ ", " ")
+    if not plain.startswith(("/", "~/")) or "\n" in plain:
+        return None
+    path = Path(plain).expanduser()
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def paths(typed: str, before: str) -> list[Completion]:

@@ -298,7 +298,7 @@ class SourceScreen(Screen[None]):
         self.query_one("#where", Static).update(Content(" " + "   ".join(parts)))
 
     def _say(self, text: str) -> None:
-        keys = " n N next, previous   / search   g page   y copy passage   Esc back to the answer"
+        keys = " Esc back   n N next, previous   / search   g page   y copy passage"
         self.query_one("#source-keys", Static).update(Content(f" {text}" if text else keys))
 
 

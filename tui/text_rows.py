@@ -7,40 +7,40 @@ one space or line feed it ends at.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from rich.cells import get_character_cell_size
 
 Offsets = npt.NDArray[np.int64]
+CHUNK = 1 << 16
+"""Characters looked at together: few enough to stay in the processor's cache."""
 
 
 class TextRows:
     """The rows of one text; `at_width` gives them for a width."""
 
     def __init__(self, text: str) -> None:
-        plain = text.isascii()
-        codes = np.frombuffer(
-            text.encode("ascii" if plain else "utf-32-le", "surrogatepass"),
-            dtype=np.uint8 if plain else np.uint32,
-        )
-        self._length = len(codes)
-        # ends[i]: cells from the beginning of the text to behind character i - 1; in plain
-        # ASCII that is i (what a line feed takes is never asked).
+        breaks, spaces, widths = [_NONE], [_NONE], []
+        for first in range(0, len(text), CHUNK):
+            part = text[first : first + CHUNK].encode("utf-32-le", "surrogatepass")
+            codes = np.frombuffer(part, dtype=np.uint32)
+            breaks.append(np.flatnonzero(codes == 0x0A) + first)
+            spaces.append(np.flatnonzero(codes == 0x20) + first)
+            widths.append(_cell_widths(codes))
+        # ends[i]: cells from the beginning of the text to behind character i - 1. Where every
+        # character takes one cell that is i (what a line feed takes is never asked).
         self._ends: npt.NDArray[np.int32] | None = None
-        if not plain:
-            self._ends = np.zeros(self._length + 1, dtype=np.int32)
-            np.cumsum(_cell_widths(codes), out=self._ends[1:])
-        breaks = np.flatnonzero(codes == 0x0A)
-        self._line_starts = np.concatenate(([0], breaks + 1)).astype(np.int64)
-        self._line_ends = np.concatenate((breaks, [self._length])).astype(np.int64)
-        # last_space[i]: the last space at or before character i.
-        self._last_space = np.full(self._length, -1, dtype=np.int32)
-        spaces = np.flatnonzero(codes == 0x20)
-        self._last_space[spaces] = spaces
-        if self._length:
-            np.maximum.accumulate(self._last_space, out=self._last_space)
+        if any(found is not None for found in widths):
+            self._ends = np.ones(len(text) + 1, dtype=np.int32)
+            self._ends[0] = 0
+            for number, found in enumerate(widths):
+                if found is not None:
+                    self._ends[1 + number * CHUNK :][: len(found)] = found
+            np.cumsum(self._ends, out=self._ends)
+        ends = np.concatenate(breaks)
+        self._line_starts = np.concatenate(([0], ends + 1))
+        self._line_ends = np.concatenate((ends, [len(text)]))
+        self._spaces = np.concatenate(spaces)
 
     def at_width(self, width: int) -> tuple[Offsets, Offsets]:
         """First characters and ends of all rows of at most `width` cells, int64 [rows] each."""
@@ -68,7 +68,8 @@ class TextRows:
         stops, following = fits.copy(), fits.copy()
         cut = np.flatnonzero(fits < ends)
         # A row may end at the space that no longer fits; that one is swallowed.
-        space = self._last_space[fits[cut]]
+        before = np.searchsorted(self._spaces, fits[cut], side="right") - 1
+        space = np.where(before >= 0, self._spaces[before], -1) if len(self._spaces) else before
         wraps = space > starts[cut]
         at = cut[wraps]
         stops[at] = space[wraps]
@@ -76,12 +77,18 @@ class TextRows:
         return stops, following
 
 
-def _cell_widths(codes: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
-    """Cells of each character: 1 for most, looked up once per kind of the others."""
-    widths = np.ones(len(codes), dtype=np.int8)
-    odd = np.flatnonzero((codes >= 0x300) | (codes == 0x0A))
-    if len(odd):
-        kinds, inverse = np.unique(codes[odd], return_inverse=True)
-        cells = [0 if code == 0x0A else get_character_cell_size(chr(code)) for code in kinds]
-        widths[odd] = np.array(cells, dtype=np.int8)[inverse]
+def _cell_widths(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32] | None:
+    """Cells of each character, looked up once per kind; None where each takes one."""
+    odd = np.flatnonzero(codes >= 0x300)
+    if not len(odd):
+        return None
+    kinds, inverse = np.unique(codes[odd], return_inverse=True)
+    cells = np.array([get_character_cell_size(chr(code)) for code in kinds], dtype=np.int32)
+    if (cells == 1).all():
+        return None
+    widths = np.ones(len(codes), dtype=np.int32)
+    widths[odd] = cells[inverse]
     return widths
+
+
+_NONE = np.zeros(0, dtype=np.int64)

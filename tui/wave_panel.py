@@ -17,7 +17,7 @@ from .engine import CacheFigures, Measured
 from .library_panel import heading, meter, row
 
 STEPS = "▁▂▃▄▅▆▇█"
-REMEMBERED = 16
+REMEMBERED = 12
 """Figures that a small graph shows."""
 
 
@@ -66,7 +66,7 @@ class WavePanel(Static):
             return []
         cache = self._measured.cache
         name = "Cache" if cache is None else f"{cache.kind.capitalize()} cache"
-        lines = [heading(name, self.device.upper())]
+        lines = [heading(name, {"cuda": "GPU"}.get(self.device, self.device.upper()))]
         for one in self._measured.memory:
             value = f"{one.used / 1e9:.1f}/{one.limit / 1e9:.1f} GB"
             lines.append(meter(one.name, one.used / one.limit if one.limit else 0.0, value))
@@ -79,14 +79,14 @@ class WavePanel(Static):
         if cache.index_bytes:
             lines.append(row(" index", size(cache.index_bytes)))
         if cache.hit_ratio is not None:
-            lines.append(meter("hits", cache.hit_ratio, f"{cache.hit_ratio:.0%}"))
-            lines.append(Content(" " * 10 + sparks(self._hits, 1.0)))
+            lines.append(_drawn("hits", self._hits, 1.0, f"{cache.hit_ratio:.0%}"))
         if self._rate:
-            lines.append(row(" speed", f"{self._rate:.1f} tok/s"))
-        if len(self._rates) > 1:
-            lines.append(Content(" " * 10 + sparks(self._rates, max(self._rates))))
+            most = max(self._rates, default=0.0)
+            lines.append(_drawn("speed", self._rates, most, f"{self._rate:.1f} tok/s"))
         if cache.bytes_per_step:
             lines.append(row(" read per token", size(cache.bytes_per_step)))
+        if cache.slow_bytes is not None:
+            lines.append(row(" of it from the slow tier", size(cache.slow_bytes)))
         if cache.kind == "wave":
             lines += _zones(cache)
         return lines
@@ -105,6 +105,12 @@ def _zones(cache: CacheFigures) -> list[Content]:
         row(" attention seen exactly", f"{cache.mass_exact:.1%}"),
         row(" attention estimated", f"{cache.mass_estimated:.1%}"),
     ]
+
+
+def _drawn(name: str, values: deque[float], most: float, value: str) -> Content:
+    """A name, how its value went, its value."""
+    graph = sparks(values, most) if len(values) > 1 else ""
+    return row(f" {name:<9}{graph}", value)
 
 
 def sparks(values: deque[float], most: float) -> str:

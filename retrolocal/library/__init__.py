@@ -25,8 +25,9 @@ from .cleaning import Cleaned
 from .digests import file_digests
 from .documents import DocumentText
 from .entry import Entry
-from .identity import Difference, Identity, differences, root_key
+from .identity import Difference, Identity, child_key, differences, root_key
 from .library import Library
+from .loose import open_loose, write_loose
 from .manifest import Manifest, StoredDocument
 from .segment import Segment
 from .verification import Verified
@@ -47,7 +48,10 @@ __all__ = [
     "StoredDocument",
     "Verified",
     "Writer",
+    "child_key",
     "differences",
     "file_digests",
+    "open_loose",
     "root_key",
+    "write_loose",
 ]

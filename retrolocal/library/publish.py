@@ -20,13 +20,20 @@ WRITE_BYTES = 16 << 20
 """Bytes handed to the system at once, so that an interrupt need not wait long."""
 
 
-def publish(fs: FileSystem, path: str, size: int, fill: Callable[[int], None]) -> None:
+def publish(
+    fs: FileSystem,
+    path: str,
+    size: int,
+    fill: Callable[[int], None],
+    *,
+    scratch: str | None = None,
+) -> None:
     """Makes `path` (`folder/name`, replacing it if it is there) of `size` bytes.
 
-    `fill` writes them to the descriptor it is given. Raises OSError; nothing half-written is left
-    under `path`.
+    `fill` writes them to the descriptor it is given. `scratch` is where, until it is whole; by
+    default a name of its own in `tmp`. Raises OSError; nothing half-written is left under `path`.
     """
-    scratch = f"{TMP}/{os.getpid()}-{secrets.token_hex(8)}"
+    scratch = scratch or f"{TMP}/{os.getpid()}-{secrets.token_hex(8)}"
     file = fs.create(scratch)
     try:
         try:

@@ -157,6 +157,7 @@ class Segment:
 
 
 def path_of(kind: FileKind, key: str) -> str:
+    """Of a segment or a tail."""
     return f"{FOLDERS[kind]}/{key}{SUFFIX}"
 
 

@@ -25,7 +25,7 @@ from . import canonical
 from .identity import FORMAT
 from .manifest import of_format
 
-FileKind = Literal["segment", "tail"]
+FileKind = Literal["segment", "tail", "dialogue"]
 CHUNK = 1 << 20
 """Bytes of data under one checksum."""
 PAGE = 4096

@@ -13,31 +13,20 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import xxhash
-
 from ..errors import DamagedError, LibraryError
 from . import canonical
 from .canonical import Json
 from .catalogue import Catalogue, manifest_path, write_manifest
 from .cleaning import clean_if_idle
 from .filesystem import FileSystem
-from .identity import TokenIds, child_key, tail_key, token_bytes
+from .identity import TokenIds, child_key, tail_key
 from .locks import Lock
 from .manifest import MAX_SEGMENTS, Manifest, TensorFile
 from .objects import put_object
-from .publish import publish, write_all
 from .room import require_space, saving
 from .segment import Segment, open_segment, path_of
-from .tensor_file import (
-    PAD,
-    TOKEN_IDS,
-    ChunkHasher,
-    FileKind,
-    Header,
-    encode_header,
-    header_bytes,
-    placed,
-)
+from .tensor_file import FileKind, Header, placed
+from .tensor_writing import file_bytes, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,7 +180,7 @@ class Writer:
         tensors: Mapping[str, Tensor],
         facts: Mapping[str, Json],
     ) -> TensorFile:
-        from .tensors import bytes_of, spec_of
+        from .tensors import spec_of
 
         header = Header(
             kind=kind,
@@ -204,28 +193,8 @@ class Writer:
         stored = self._stored(kind, key, header)
         if stored is not None:
             return stored
-        start = header_bytes(header)
-        size = start + header.data_bytes
-        require_space(self._fs, size, what="the next part of the document")
-        checksum = ""
-
-        def fill(file: int) -> None:
-            nonlocal checksum
-            hasher = ChunkHasher()
-            for spec in header.tensors:
-                if spec.name == TOKEN_IDS:
-                    data = memoryview(token_bytes(token_ids))
-                elif spec.name.startswith(PAD):
-                    data = memoryview(bytes(spec.bytes))
-                else:
-                    data = bytes_of(tensors[spec.name])
-                hasher.update(data)
-                write_all(self._fs, file, data, start + spec.start)
-            encoded = encode_header(replace(header, chunks=hasher.chunks()))
-            checksum = xxhash.xxh3_128_hexdigest(encoded)
-            write_all(self._fs, file, memoryview(encoded), 0)
-
-        publish(self._fs, path_of(kind, key), size, fill)
+        require_space(self._fs, file_bytes(header), what="the next part of the document")
+        size, checksum = write_tensors(self._fs, path_of(kind, key), header, token_ids, tensors)
         return TensorFile(key, len(token_ids), size, checksum)
 
     def _stored(self, kind: FileKind, key: str, wanted: Header) -> TensorFile | None:

@@ -9,7 +9,7 @@ that sees index and store together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from statistics import fmean
 from weakref import WeakSet
 
@@ -203,8 +203,14 @@ class WaveCache:
         self._store.moved(number, stored)
 
     def saved_rest(self) -> dict[str, Tensor]:
-        """What is in no segment, as `load` takes it; valid until the next token."""
-        return dict(zip(("k", "v"), self._steady.view(), strict=True))
+        """What is in no segment, as `load` takes it; valid until the next token.
+
+        Beside `k` and `v` [Hkv, N, D] the `plan` [3] of a segment that is being clustered.
+        """
+        rest = dict(zip(("k", "v"), self._steady.view(), strict=True))
+        if self._job is not None:
+            rest["plan"] = torch.tensor(astuple(self._job.plan))
+        return rest
 
     def load(
         self,
@@ -226,6 +232,8 @@ class WaveCache:
             self._clustered_end += segment.tokens
         self._steady.replace(rest["k"], rest["v"])
         self._tokens = tokens
+        if "plan" in rest:
+            self._begin(Plan(*rest["plan"].tolist()))
 
     def reset_statistics(self) -> None:
         """Starts the means over steps anew; the last query of the prompt is the first asked."""

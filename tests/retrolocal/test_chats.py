@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from retrolocal.chats import Chat, ChatStore, ChatTurn, as_markdown, write_private
+from retrolocal.chats import (
+    Chat,
+    ChatStore,
+    ChatTurn,
+    as_markdown,
+    drop_oldest_caches,
+    names_of,
+    write_private,
+)
 from retrolocal.errors import DataError
 from retrolocal.paths import state_dir
 
@@ -124,3 +132,33 @@ def test_the_state_folder_follows_the_environment(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_dir() == tmp_path / "retrolocal"
+
+
+def test_caches_of_the_chats_left_longest_ago_go_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old", "oldest")):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (1000 - age, 1000 - age))
+    (tmp_path / "old.json").write_text("{}")
+
+    def left() -> list[str]:
+        return sorted(path.name.partition(".")[0] for path in tmp_path.glob("*.safetensors"))
+
+    drop_oldest_caches(tmp_path)
+    assert len(left()) == 4
+    drop_oldest_caches(tmp_path, 29)
+    assert left() == ["middle", "new"]
+    drop_oldest_caches(tmp_path, 3)
+    assert left() == ["new"]
+    assert (tmp_path / "old.json").exists()
+
+
+def test_what_a_chat_is_about_and_what_that_is_called(tmp_path: Path) -> None:
+    store = ChatStore(tmp_path)
+    chat = store.new("m", ["corpus:my notes#0", "corpus:my notes#1", "/b/x.pdf"], "why")
+    assert chat.documents == ("corpus:my notes#0", "corpus:my notes#1", "/b/x.pdf")
+    assert names_of(chat.documents) == ["my notes (corpus)", "x.pdf"]
+    assert "my notes (corpus), x.pdf" in as_markdown(chat)
+    assert store.cache_of(chat.id) == tmp_path / f"{chat.id}.safetensors"
+    with pytest.raises(DataError):
+        store.cache_of("../x")

@@ -89,6 +89,14 @@ class FakeEngine:
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.documents = tuple(documents)
         self.turns: list[tuple[Turn, ...]] = []
+        self.kept: list[Path] = []
+        self.reopened: list[Path] = []
+        self.keeps = True
+        """Whether what the caches hold can be kept and taken up again."""
+        self.keeping = threading.Event()
+        """Cleared by a test in which keeping takes a while."""
+        self.keeping.set()
+        self.keep_error: Exception | None = None
         self.stops = 0
         self.closed = threading.Event()
         self.over = threading.Event()
@@ -111,6 +119,18 @@ class FakeEngine:
 
     def set_turns(self, turns: Sequence[Turn]) -> None:
         self.turns.append(tuple(turns))
+
+    def keep(self, chat: Path) -> bool:
+        while not self.keeping.wait(0.01) and not self.over.is_set():
+            pass
+        if self.keep_error is not None:
+            raise self.keep_error
+        self.kept.append(chat)
+        return self.keeps
+
+    def reopen(self, chat: Path) -> bool:
+        self.reopened.append(chat)
+        return self.keeps
 
     def stop(self) -> None:
         self.stops += 1

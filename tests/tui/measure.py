@@ -214,7 +214,7 @@ def decode_speed() -> tuple[float, float]:
             screen = tmux.wait_for("first token")
         finally:
             tmux.close()
-    found = re.search(r"speed +([\d.]+) tok/s", screen)
+    found = re.search(r"speed[^\d\n]*([\d.]+) tok/s", screen)
     assert found is not None
     return float(found[1]), json.loads(plain.stdout)["decode_tokens_per_second"]
 

@@ -6,8 +6,10 @@ The text and the figures are made up; the engine behind them is the fake one.
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fakes import FakeEngine, Stage, a_source, an_answer, an_opening, play
@@ -246,6 +248,33 @@ async def leaving(stage: Stage) -> None:
     await stage.pilot.pause()
 
 
+async def saving(stage: Stage) -> None:
+    await answered(stage)
+    stage.engine.keeping.clear()
+    await stage.pilot.press("ctrl+q")
+    await stage.until(lambda: stage.chat.desk.activity.phase == "saving")
+    stage.clock.now += 2
+    stage.chat.status.show()
+
+
+async def block_cache(stage: Stage) -> None:
+    """A machine with a GPU whose clusters lie in RAM."""
+    call = await stage.call("open")
+    call.emit(DocumentsRead(stage.engine.documents))
+    call.give(an_opening(model="Qwen/Qwen2.5-7B-Instruct-1M", device="cuda"))
+    (await stage.call("read")).give(None)
+    await stage.until(stage.resting)
+    call = await stage.ask(QUESTION)
+    call.emit(Wrote(ANSWER))
+    memory = (Meter("GPU", 17_200_000_000, 24_000_000_000), *MEMORY)
+    for count, hits in ((20, 0.52), (52, 0.71), (90, 0.88), (121, 0.93), (160, 0.91)):
+        stage.clock.now += 1.7 + count % 3 / 10
+        figures = replace(FIGURES, hit_ratio=hits, slow_bytes=41_000_000 * (1 - hits))
+        call.emit(Measured(figures, memory, count))
+        await stage.until(lambda count=count: stage.chat.desk.activity.tokens == count)  # type: ignore[misc]
+    await stage.pilot.pause()
+
+
 async def completing(stage: Stage) -> None:
     await _ready(stage)
     await stage.pilot.press("slash", "e")
@@ -307,6 +336,8 @@ SCREENS: dict[str, Screen] = {
     "palette": Screen(palette),
     "chats": Screen(chats),
     "leaving": Screen(leaving),
+    "saving": Screen(saving),
+    "block-cache": Screen(block_cache),
     "completing": Screen(completing),
     "light": Screen(themed("textual-light")),
     "sixteen-colours": Screen(themed("ansi-dark")),
@@ -315,7 +346,9 @@ SCREENS: dict[str, Screen] = {
 
 
 def picture(name: str, state: Path) -> tuple[str, str]:
-    """The screen as SVG and as text."""
+    """The screen as SVG and as text; where it is, it is Greenwich's time."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
     screen = SCREENS[name]
     found: list[str] = []
 

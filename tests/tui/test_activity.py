@@ -71,7 +71,15 @@ def at(phase: str, seconds: float = 2.0, **facts: object) -> str:
         ("stopping, finishing a step | ", "stopping", {}),
         ("stopping, finishing the segment | ", "stopping", {"stage": "prefilling"}),
         ("failed: see the message above | r try again", "failed", {}),
-        ("saving the chat, 2 s | Esc quit now", "saving", {}),
+        ("stopping, finishing a step | Esc quit now", "stopping", {"leaving": True}),
+        ("saving the chat, 2 s | ", "saving", {}),
+        ("saving the chat, 2 s | Esc quit now", "saving", {"leaving": True}),
+        ("opening the chat, 2 s | ", "reopening", {}),
+        (
+            "compiling for this processor, once, 2 s | Esc stop",
+            "waiting",
+            {"stage": "compiling"},
+        ),
     ],
 )
 def test_every_state_has_its_words(said: str, phase: str, facts: dict[str, object]) -> None:

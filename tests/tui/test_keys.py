@@ -438,6 +438,26 @@ def test_completion_of_commands_and_paths(state: Path) -> None:
     play(scene, state=state)
 
 
+def test_a_file_dropped_on_the_terminal_may_become_a_document(state: Path) -> None:
+    path = state.parent / "a b.txt"
+    path.write_text("x")
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        for typed in (str(path), f"'{path}'", str(path).replace(" ", "\\ ") + " "):
+            stage.app.post_message(Paste(typed))
+            await stage.until(lambda: "Tab makes it a document" in stage.text())
+            await stage.pilot.press("tab")
+            assert stage.chat.prompt.text == f"/file {path}"
+            stage.chat.prompt.set_text("")
+            await stage.pilot.pause()
+        assert not slash.complete("/nowhere/at/all")
+        assert not slash.complete("/etc")
+        assert not slash.complete("/etc\x00")
+
+    play(scene, state=state)
+
+
 def test_help_and_palette_name_every_command(state: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.ready()

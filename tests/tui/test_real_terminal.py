@@ -156,6 +156,42 @@ def test_start_ask_stop_and_leave(tmux: Tmux) -> None:
     assert turn["answer"].split()[1:4] == ["left", "the", "harbour"]
 
 
+def test_a_chat_is_opened_again_and_goes_on_without_being_read(chat: Tmux) -> None:
+    ask(chat)
+    chat.wait_for("first token")
+    chat.keys("C-q")
+    assert chat.left_with() == 0
+    folder = chat.folder / "state" / "retrolocal"
+    [kept] = (folder / "chats").glob("*.safetensors")
+    before = kept.stat().st_mtime_ns
+    chat.run("clear-history")
+    chat.type("clear")
+    chat.keys("Enter")
+    chat.wait_gone("left with")
+    chat.chat("-m builtin --cache dense --temp 0 -f", f"{chat.folder}/ships.txt")
+    chat.wait_for("ready")
+    chat.keys("F4")
+    chat.wait_for("1 of 1 chats")
+    chat.keys("Enter")
+    chat.wait_for("left the harbour")
+    chat.wait_for("ready")
+    assert "Only the text" not in chat.screen()
+    chat.keys("Up")
+    chat.wait_for("│ In the year 1242")
+    chat.keys("C-c")
+    chat.type("In the year 1217 the ship number")
+    chat.keys("Enter")
+    chat.wait_for("17 left the harbour")
+    chat.wait_for("ready")
+    chat.keys("C-q")
+    assert chat.left_with() == 0
+    [again] = (folder / "chats").glob("*.safetensors")
+    assert again == kept
+    assert again.stat().st_mtime_ns > before
+    [written] = (folder / "chats").glob("*.json")
+    assert len(json.loads(written.read_text("utf-8"))["turns"]) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_give_the_terminal_back(chat: Tmux, number: signal.Signals) -> None:
     os.kill(chat.process(), number)

@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from retrolocal.config import SessionConfig
-from retrolocal.errors import ContextError, DocumentError, Interrupted, ModelError, UsageError
+from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.errors import (
+    ContextError,
+    DocumentError,
+    Interrupted,
+    LibraryError,
+    ModelError,
+    UsageError,
+)
 from retrolocal.ingest import Options
+from retrolocal.library import Library
+from retrolocal.session import Session
+from retrolocal.shelf import Keeping, document_of
 from retrolocal.tui.engine import (
     Advanced,
     Began,
@@ -21,7 +31,12 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
-from retrolocal.tui.session_engine import EngineSettings, SessionEngine, free_bytes
+from retrolocal.tui.session_engine import (
+    COMPILING,
+    EngineSettings,
+    SessionEngine,
+    free_bytes,
+)
 
 
 @dataclass
@@ -44,7 +59,7 @@ def settings(tiny_model: Path) -> EngineSettings:
     return EngineSettings(
         model=str(tiny_model),
         config=SessionConfig(batch_size=64),
-        extraction=Options(),
+        extraction=Options,
         sampling={"temperature": 0.0},
         max_new_tokens=20,
         ignore_eos=True,
@@ -142,6 +157,98 @@ def test_documents_are_exchanged_and_wrong_ones_change_nothing(
     assert asked.prefill_tokens < 40
     engine.set_documents([], Listener())
     assert engine.ask("y", Listener()).prompt_tokens < 200
+
+
+def test_a_chat_that_was_kept_is_taken_up_without_reading(
+    settings: EngineSettings, book: Path, tmp_path: Path
+) -> None:
+    chat = tmp_path / "chat.safetensors"
+    engine = opened(replace(settings, files=(str(book),)))
+    engine.read_documents(Listener())
+    assert not engine.keep(chat)
+    first = engine.ask("one", Listener())
+    assert engine.keep(chat)
+    expected = engine.ask("two", Listener())
+    engine.set_turns(())
+    engine.ask("something else", Listener())
+    engine.set_turns([Turn("one", first.text)])
+    assert engine.reopen(chat)
+    again = engine.ask("two", Listener())
+    assert (again.text, again.prefill_tokens) == (expected.text, expected.prefill_tokens)
+    engine.close()
+    engine = opened(replace(settings, files=(str(book),)))
+    engine.read_documents(Listener())
+    engine.set_turns([Turn("one", first.text)])
+    assert engine.reopen(chat)
+    again = engine.ask("two", Listener())
+    assert (again.text, again.prefill_tokens) == (expected.text, expected.prefill_tokens)
+    engine.close()
+    without = opened(replace(settings, store=False))
+    without.ask("one", Listener())
+    assert not without.keep(tmp_path / "none.safetensors")
+    without.close()
+
+
+def test_what_is_compiled_once_is_announced(
+    settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.kernels.compiled.compiled", lambda: True)
+    monkeypatch.setattr("retrolocal.kernels.compiled.compiled_before", lambda: False)
+    wave = WaveConfig(segment_tokens=256, growth_tokens=64, window_tokens=16, least=64)
+    config = SessionConfig(cache="wave", wave=wave, batch_size=64)
+    engine = SessionEngine(replace(settings, config=config, files=(str(book),)))
+    assert engine.open(Listener(), download=False).notes == (COMPILING,)
+    engine.read_documents(Listener())
+    stages = []
+    for question in ("one", "two"):
+        listener = Listener()
+        engine.ask(question, listener)
+        stages.append([one.stage for one in listener.events if isinstance(one, Began)])
+    assert stages == [["compiling"], []]
+    engine.close()
+    without = SessionEngine(replace(settings, config=config))
+    assert without.open(Listener(), download=False).notes == ()
+    without.close()
+
+
+def test_a_corpus_stays_as_it_is(settings: EngineSettings, book: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("More of it. " * 40)
+    library = Library()
+    keeping = Keeping(library=library, corpus="notes")
+    documents = [document_of(book), document_of(more)]
+    with Session.open(
+        settings.model, settings.config, documents=documents, keeping=keeping
+    ) as session:
+        list(session.read_documents())
+    before = library.find("notes")
+    engine = SessionEngine(replace(settings, corpus="notes"))
+    listener = Listener()
+    engine.open(listener, download=False)
+    [told] = listener.of(DocumentsRead)
+    assert isinstance(told, DocumentsRead)
+    assert [document.name for document in told.documents] == ["book.txt", "more.txt"]
+    paths = [document.path for document in told.documents]
+    assert paths == ["corpus:notes#0", "corpus:notes#1"]
+    engine.read_documents(listener)
+    assert not listener.of(Advanced)[-1:] or library.find("notes") == before
+    extra = tmp_path / "extra.txt"
+    extra.write_text("Extra. " * 20)
+    engine.set_documents([*paths, str(extra)], Listener())
+    assert engine.ask("x", Listener()).prompt_tokens > 1200
+    assert library.find("notes") == before
+    assert len(library.find("book.txt").documents) == 3
+    engine.set_documents(paths[:1], Listener())
+    assert library.find("notes") == before
+    engine.close()
+    other = opened(settings)
+    other.set_documents(paths, Listener())
+    assert other.ask("x", Listener()).prompt_tokens > 1200
+    with pytest.raises(LibraryError, match="nowhere"):
+        other.set_documents(["corpus:nowhere#0"], Listener())
+    with pytest.raises(DocumentError, match="corpus notes"):
+        other.set_documents(["corpus:notes#7"], Listener())
+    other.close()
 
 
 def test_what_cannot_be_opened_is_one_line(settings: EngineSettings, tmp_path: Path) -> None:

@@ -359,6 +359,9 @@ def test_leaving_asks_once_while_something_is_done(
             await stage.pilot.press(how)
             await stage.until(lambda: "Leave?" in stage.text())
             await stage.pilot.press("y")
+        if phase == "answering":
+            call.give(an_answer("Part of it all", stop_reason="interrupted"))
+        await stage.until(lambda: stage.app._exit)
 
     app = play(scene, state=state)
     assert app.left == 0
@@ -374,7 +377,7 @@ def test_the_thread_is_told_to_end_when_the_application_leaves(state: Path) -> N
     async def scene(stage: Stage) -> None:
         await stage.ready()
         await stage.ask("why")
-        stage.app.leave(143)
+        stage.app.leave(143, now=True)
 
     app = play(scene, state=state, engine=engine)
     assert app.left == app.return_code == 143

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -33,6 +34,16 @@ def test_a_row_is_broken_only_where_it_must_be(text: str, width: int) -> None:
     for start, end, following in zip(starts, ends, starts[1:], strict=False):
         if following == end and "\n" not in text[start : following + 1]:
             assert " " not in text[start + 1 : end]
+
+
+@given(text=TEXTS, width=st.integers(2, 30), chunk=st.integers(1, 40))
+def test_rows_do_not_depend_on_what_was_looked_at_together(
+    text: str, width: int, chunk: int
+) -> None:
+    whole = rows(text, width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrolocal.tui.text_rows.CHUNK", chunk)
+        assert rows(text, width) == whole
 
 
 def test_wrapping_of_words() -> None:
