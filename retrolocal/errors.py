@@ -3,6 +3,7 @@
     RetrolocalError
     ├── UsageError           a flag or argument that makes no sense (exit code 2)
     ├── ModelError           a model that cannot be found, read or run
+    │   ├── DownloadError    the Hub refuses, cannot be reached, or sent something else
     │   ├── ConfigError      config.json: a key is missing, mistyped or unsupported
     │   └── WeightsError     safetensors: damaged, incomplete or not of this model
     ├── TokenizerError       tokenizer.json or the chat template
@@ -36,6 +37,10 @@ class UsageError(RetrolocalError):
 
 
 class ModelError(RetrolocalError):
+    pass
+
+
+class DownloadError(ModelError):
     pass
 
 

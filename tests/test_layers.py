@@ -17,7 +17,7 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement"},
+    | {"shared_options", "measurement", "amounts"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
@@ -38,6 +38,7 @@ WITHOUT_TORCH = {
         "chats",
         "shared_options",
         "measurement",
+        "amounts",
         "cli",
         "__main__",
     ),

@@ -6,11 +6,9 @@ not wait for it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import SessionConfig
@@ -172,30 +170,30 @@ class SessionEngine:
 
     def _fetch(self, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
-        from ..hub import cache_folder, missing_bytes, resolve_model
+        from ..hub import missing_model
+        from ..models.config import read_config
 
         name, config = self._settings.model, self._settings.config
-        if not download:
-            needed = missing_bytes(name, revision=config.revision, offline=config.offline)
-            if needed:
-                folder = cache_folder()
-                raise NeedsDownload(
-                    Download(
-                        model=name,
-                        total_bytes=needed,
-                        free_bytes=free_bytes(folder),
-                        folder=folder,
-                    )
-                )
+        needed = missing_model(name, revision=config.revision, offline=config.offline)
+        if needed is None:
             return
+        if not download:
+            raise NeedsDownload(
+                Download(
+                    model=name,
+                    total_bytes=needed.missing_bytes,
+                    free_bytes=needed.free_bytes,
+                    folder=needed.cache,
+                )
+            )
 
         def received(done: int, total: int) -> None:
             if control.stopped:
-                raise Interrupted("the download was paused; what is here is kept")
+                raise Interrupted("the download was paused; what is complete is kept")
             control.emit(Advanced("downloading", done, total))
 
         control.emit(Began("downloading", name))
-        resolve_model(name, revision=config.revision, received=received)
+        fetch(needed, received=received, check=read_config)
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -261,13 +259,6 @@ class SessionEngine:
                 mass_estimated=found.mass_estimated,
             )
         control.emit(Measured(cache, _memory(self._opened()), generated))
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _memory(session: Session) -> tuple[Meter, ...]:

@@ -7,6 +7,8 @@ steps measured here, and summed over the rest; there is no figure before three s
 
 from __future__ import annotations
 
+from ..amounts import spoken as spoken
+
 STEPS_NEEDED = 3
 
 
@@ -55,13 +57,3 @@ def _fit(steps: list[tuple[float, int, float]]) -> tuple[float, float]:
     slope = sum((at - middle) * (seconds - rate * size) for at, size, seconds in steps) / spread
     slope = max(0.0, slope)
     return rate - slope * middle, slope
-
-
-def spoken(seconds: float) -> str:
-    """`about 4:10 left`; rounded to ten seconds above two minutes."""
-    whole = round(seconds)
-    if whole > 120:
-        whole = round(seconds / 10) * 10
-    if whole >= 3600:
-        return f"about {whole // 3600}:{whole % 3600 // 60:02} h left"
-    return f"about {whole // 60}:{whole % 60:02} left"

@@ -21,7 +21,7 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
-from retrolocal.tui.session_engine import EngineSettings, SessionEngine, free_bytes
+from retrolocal.tui.session_engine import EngineSettings, SessionEngine
 
 
 @dataclass
