@@ -37,6 +37,7 @@ commands:
   bench      how fast: attention, decode, prefill
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
+  pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache
 
 options:
   -h, --help  show this help, or that of a command
@@ -44,6 +45,9 @@ options:
 
 Read a document and ask about it:  retrolocal chat -f book.pdf
 """
+
+MODEL_COMMANDS = {"pull": "pull", "list": "list", "ls": "list", "show": "show", "rm": "rm"}
+"""What people type -> the command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +105,10 @@ def _run(words: list[str]) -> int:
         from .library.command import library
 
         return library(rest)
+    if command in MODEL_COMMANDS:
+        from .model_commands import run
+
+        return run(MODEL_COMMANDS[command], rest)
     raise UsageError(f"there is no command {command!r}; see retrolocal --help")
 
 

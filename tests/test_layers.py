@@ -17,11 +17,12 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement", "amounts"},
+    | {"shared_options", "measurement", "amounts", "pace", "recommended", "report"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "default_model", "model_commands"}
+    | {"fetching"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},
@@ -38,7 +39,8 @@ WITHOUT_TORCH = {
         "chats",
         "shared_options",
         "measurement",
-        "amounts",
+        *("amounts", "pace", "recommended", "report", "default_model", "model_commands"),
+        "fetching",
         "cli",
         "__main__",
     ),

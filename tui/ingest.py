@@ -7,7 +7,6 @@ either way the next start goes on there. With --json every line on stdout is one
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import sys
@@ -19,10 +18,14 @@ from types import FrameType
 from typing import Any
 
 from ..config import SessionConfig
+from ..default_model import default_model
+from ..device import gpu_bytes
 from ..errors import DocumentError
+from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, read_documents
 from ..library import Library
+from ..report import Report
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
@@ -33,18 +36,22 @@ MEBI = 1 << 20
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     """Runs `retrolocal ingest`; returns the exit code."""
-    report = _Report(as_json=arguments.json, quiet=arguments.quiet)
+    report = Report(as_json=arguments.json, quiet=arguments.quiet)
     library, corpus = Library(), arguments.corpus
     documents = _documents(arguments, library, report)
     keeping = Keeping(library=library, corpus=corpus, required=True, tell=report.remark)
-    with Session.open(
-        arguments.model or "builtin", config, documents=documents, keeping=keeping
-    ) as session:
+    model = arguments.model
+    if model is None:
+        chosen = default_model(gpu_bytes=gpu_bytes(config))
+        model = chosen.model
+        report.remark(chosen.note)
+    bring(model, config, report)
+    with Session.open(model, config, documents=documents, keeping=keeping) as session:
         _announce(session, documents, library, report)
         return _read(session, documents, corpus, report)
 
 
-def _documents(arguments: argparse.Namespace, library: Library, report: _Report) -> list[Document]:
+def _documents(arguments: argparse.Namespace, library: Library, report: Report) -> list[Document]:
     """Those of the corpus, if there is one, and those named that it does not have."""
     documents: list[Document] = []
     corpus = arguments.corpus
@@ -73,7 +80,7 @@ def _documents(arguments: argparse.Namespace, library: Library, report: _Report)
 
 
 def _announce(
-    session: Session, documents: list[Document], library: Library, report: _Report
+    session: Session, documents: list[Document], library: Library, report: Report
 ) -> None:
     tokens, needed = session.documents_estimate()
     free = shutil.disk_usage(_existing(library.path)).free
@@ -93,7 +100,7 @@ def _announce(
     )
 
 
-def _read(session: Session, documents: list[Document], corpus: str | None, report: _Report) -> int:
+def _read(session: Session, documents: list[Document], corpus: str | None, report: Report) -> int:
     began, clock, last = time.monotonic(), TimeLeft(), Progress("prefill", 0, 0)
     with _interruptible() as interrupted:
         for last in session.read_documents():
@@ -116,7 +123,7 @@ def _read(session: Session, documents: list[Document], corpus: str | None, repor
     return 0
 
 
-def _show(progress: Progress, left: float | None, seconds: float, report: _Report) -> None:
+def _show(progress: Progress, left: float | None, seconds: float, report: Report) -> None:
     rate = progress.done / max(seconds, 1e-9)
     report.say(
         {
@@ -153,28 +160,3 @@ def _interruptible() -> Iterator[Any]:
 def _existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-class _Report:
-    """Lines for people on stderr, or objects for programs on stdout."""
-
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        self._as_json = as_json
-        self._quiet = quiet
-        self._passing = False
-
-    def say(self, facts: dict[str, Any], line: str, *, passing: bool = False) -> None:
-        """A `passing` line is written over by the next one, on a terminal."""
-        if self._as_json:
-            print(json.dumps(facts, ensure_ascii=False), flush=True)
-            return
-        if self._quiet:
-            return
-        terminal = sys.stderr.isatty()
-        begin = "\r\x1b[K" if self._passing and terminal else ""
-        end = "" if passing and terminal else "\n"
-        print(f"{begin}{line}", end=end, file=sys.stderr, flush=True)
-        self._passing = passing and terminal
-
-    def remark(self, line: str) -> None:
-        self.say({"event": "remark", "text": line}, line)

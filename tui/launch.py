@@ -23,17 +23,13 @@ from .terminal import guarded_output
 
 END_SECONDS = 2.0
 """How long the engine may take to end after the screen is gone."""
-BUILTIN_NOTE = (
-    "No model was chosen: this is the built-in one, which can only quote. Give it some words of "
-    "the document and it continues them (-m chooses another)."
-)
 
 
 def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
     """Runs `retrolocal chat` in the terminal's whole screen; returns the exit code."""
     engine = SessionEngine(
         EngineSettings(
-            model=arguments.model or "builtin",
+            model=arguments.model,
             config=config,
             files=tuple(arguments.file),
             extraction=extraction(arguments),
@@ -47,10 +43,9 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         )
     )
     settings = ChatSettings(
-        model=arguments.model or "builtin",
+        model=arguments.model or "a model",
         documents=tuple(arguments.file),
         mouse=not arguments.no_mouse,
-        notes=() if arguments.model else (BUILTIN_NOTE,),
     )
     return run(engine, settings, state_dir())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import SessionConfig
@@ -47,7 +48,8 @@ MEASURE_SECONDS = 0.33
 class EngineSettings:
     """What the command line says about the engine."""
 
-    model: str
+    model: str | None
+    """None: chosen among those that are here."""
     config: SessionConfig
     files: tuple[str, ...] = ()
     extraction: Options
@@ -73,8 +75,9 @@ class SessionEngine:
     def open(self, control: Control, *, download: bool) -> Opened:
         settings = self._settings
         documents = self._read_files(settings.files, control)
-        control.emit(Began("looking", settings.model))
-        self._fetch(control, download)
+        name, notes = self._choose()
+        control.emit(Began("looking", name))
+        self._fetch(name, control, download)
         from ..session import AskOptions, Session
 
         began = False
@@ -82,12 +85,12 @@ class SessionEngine:
         def progress(event: Progress) -> None:
             nonlocal began
             if not began:
-                control.emit(Began("loading", settings.model))
+                control.emit(Began("loading", name))
             began = True
             control.emit(Advanced("loading", event.done, event.total))
 
         session = Session.open(
-            settings.model,
+            name,
             settings.config,
             documents=documents,
             progress=progress,
@@ -102,7 +105,12 @@ class SessionEngine:
             ignore_eos=settings.ignore_eos,
         )
         self._measure(control, 0)
-        return Opened(model=session.name, max_tokens=session.max_tokens, device=session.device.type)
+        return Opened(
+            model=session.name,
+            max_tokens=session.max_tokens,
+            device=session.device.type,
+            notes=notes,
+        )
 
     def read_documents(self, control: Control) -> None:
         session = self._opened()
@@ -168,22 +176,35 @@ class SessionEngine:
         if self._session is not None:
             self._session.close()
 
-    def _fetch(self, control: Control, download: bool) -> None:
+    def _choose(self) -> tuple[str, tuple[str, ...]]:
+        """The model to open, and lines about how it was chosen."""
+        from ..default_model import default_model
+        from ..device import gpu_bytes
+        from ..hub import shadow_note
+
+        if self._settings.model is None:
+            chosen = default_model(gpu_bytes=gpu_bytes(self._settings.config))
+            return chosen.model, (chosen.note,)
+        note = shadow_note(self._settings.model)
+        return self._settings.model, () if note is None else (note,)
+
+    def _fetch(self, name: str, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
-        from ..hub import missing_model
+        from ..hub import cache_folder, fetch, free_bytes, locate_model
         from ..models.config import read_config
 
-        name, config = self._settings.model, self._settings.config
-        needed = missing_model(name, revision=config.revision, offline=config.offline)
-        if needed is None:
+        config = self._settings.config
+        found = locate_model(name, revision=config.revision, offline=config.offline)
+        if isinstance(found, Path):
             return
         if not download:
+            folder = cache_folder()
             raise NeedsDownload(
                 Download(
-                    model=name,
-                    total_bytes=needed.missing_bytes,
-                    free_bytes=needed.free_bytes,
-                    folder=needed.cache,
+                    model=str(found.name),
+                    total_bytes=found.missing_bytes,
+                    free_bytes=free_bytes(folder),
+                    folder=folder,
                 )
             )
 
@@ -192,8 +213,8 @@ class SessionEngine:
                 raise Interrupted("the download was paused; what is complete is kept")
             control.emit(Advanced("downloading", done, total))
 
-        control.emit(Began("downloading", name))
-        fetch(needed, received=received, check=read_config)
+        control.emit(Began("downloading", str(found.name)))
+        fetch(found, received=received, check=read_config)
 
     def _opened(self) -> Session:
         if self._session is None:

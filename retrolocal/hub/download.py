@@ -125,7 +125,7 @@ def fetch(
     download: Download,
     *,
     received: Received | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Brings the files that are missing and answers the folder of the model.
 

@@ -52,7 +52,7 @@ def test_only_what_is_needed_is_fetched(
     folder = resolve_model("org/model", progress=lines.append)
     assert sorted(p.name for p in folder.rglob("*")) == sorted([*SMALL, "chat_template.jinja"])
     assert (folder / "model.safetensors").read_bytes() == b"0123456789"
-    assert lines == ["org/model: looking it up on the Hugging Face Hub"]
+    assert lines == ["org/model: fetching 15 B from the Hugging Face Hub"]
     asked = len(fake_hub.requests)
     assert resolve_model("org/model", progress=lines.append) == folder
     assert len(fake_hub.requests) == asked
