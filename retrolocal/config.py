@@ -215,7 +215,8 @@ def limit_spinning() -> None:
 def environment(name: str) -> str | None:
     """The value of `RETROLOCAL_<name>`, None when unset or empty.
 
-    Known: MODEL (default of -m), PDF_PASSWORD (default of --password), LIBRARY (its folder).
+    Known: MODEL (default of -m), DEVICE (of --device), PDF_PASSWORD (of --password), LIBRARY (its
+    folder), CONFIG (the configuration file).
     """
     return os.environ.get(f"RETROLOCAL_{name}") or None
 

@@ -16,6 +16,7 @@ from .arguments import Parser, command_parser, parsed
 from .errors import ModelError
 from .measurement import facts_and_table, table
 from .report import Report
+from .settings import apply_settings
 
 Facts = dict[str, Any]
 READY, INCOMPLETE, UNUSABLE = "ready", "incomplete", "unusable"
@@ -52,7 +53,7 @@ def parser_of(name: str) -> Parser:
 
 def run(name: str, words: Sequence[str]) -> int:
     """Runs `retrolocal NAME WORDS...` and returns the exit code; raises RetrolocalError."""
-    arguments = parsed(parser_of(name), words)
+    arguments = parsed(parser_of(name), words, apply_settings)
     return 0 if arguments is None else COMMANDS[name].run(arguments)
 
 

@@ -17,7 +17,8 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement", "amounts", "pace", "recommended", "report"},
+    | {"shared_options", "measurement", "amounts", "pace", "recommended", "report"}
+    | {"settings", "settings_command"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
@@ -40,7 +41,7 @@ WITHOUT_TORCH = {
         "shared_options",
         "measurement",
         *("amounts", "pace", "recommended", "report", "default_model", "model_commands"),
-        "fetching",
+        *("fetching", "settings", "settings_command"),
         "cli",
         "__main__",
     ),

@@ -143,7 +143,7 @@ def test_progress_on_a_terminal_is_one_line(hub: FakeHub, tmp_path: Path) -> Non
     process = subprocess.Popen(
         [sys.executable, "-m", "retrolocal", "pull", "org/model"],
         env=environment_of(hub.url, tmp_path / "home"),
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=theirs,
     )
     os.close(theirs)
@@ -153,6 +153,7 @@ def test_progress_on_a_terminal_is_one_line(hub: FakeHub, tmp_path: Path) -> Non
             shown += os.read(ours, 4096)
         except OSError:
             break
+    os.close(ours)
     assert process.wait() == 0
     lines = shown.decode().replace("\r\n", "\n").split("\n")
     assert len(lines) == 4, lines
