@@ -45,7 +45,9 @@ def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
     )
     better = next((one for one in fitting(gpu_bytes=gpu_bytes) if not one.gated), None)
     if better is not None:
-        note += f"; `retrolocal pull {better.model}`, {size(better.weight_bytes)}, fits this machine"
+        note += (
+            f"; `retrolocal pull {better.model}`, {size(better.weight_bytes)}, fits this machine"
+        )
     return DefaultModel(BUILTIN, f"{note})")
 
 

@@ -45,7 +45,9 @@ def parser_of(name: str) -> Parser:
         parser.add_argument(
             "--offline", action="store_true", help="never use the network: is it here?"
         )
-        parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+        parser.add_argument(
+            "-q", "--quiet", action="store_true", help="nothing on stderr but errors"
+        )
     objects = "one JSON object per line" if name == "pull" else "one JSON object"
     parser.add_argument("--json", action="store_true", help=f"print {objects}")
     return parser

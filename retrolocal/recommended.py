@@ -139,6 +139,7 @@ RECOMMENDED = (
 )
 """The best answers first."""
 
+
 def that_fit(
     memory_bytes: int,
     *,

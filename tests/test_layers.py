@@ -18,11 +18,21 @@ FOLDERS = {
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement", "amounts", "pace", "recommended", "report"}
-    | {"settings", "settings_command"},
+    | {"settings", "settings_command", "template_limits"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "default_model", "model_commands"}
+    | {
+        "kept",
+        "provenance",
+        "reply",
+        "shelf",
+        "head",
+        "device",
+        "sources",
+        "default_model",
+        "model_commands",
+    }
     | {"fetching"},
     {"session"},
     {"bench", "evaluate"},
@@ -41,7 +51,7 @@ WITHOUT_TORCH = {
         "shared_options",
         "measurement",
         *("amounts", "pace", "recommended", "report", "default_model", "model_commands"),
-        *("fetching", "settings", "settings_command"),
+        *("fetching", "settings", "settings_command", "template_limits"),
         "cli",
         "__main__",
     ),

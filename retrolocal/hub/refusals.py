@@ -138,18 +138,14 @@ def _gated(name: HubName) -> DownloadError:
     then = "then run `hf auth login`"
     if _token() is not None:
         then = f"with the account of the token{_token_source()}, and wait until access is granted"
-    return DownloadError(
-        f"{name} is gated: accept its terms on {PUBLIC_HUB}/{name.model}, {then}"
-    )
+    return DownloadError(f"{name} is gated: accept its terms on {PUBLIC_HUB}/{name.model}, {then}")
 
 
 def _unknown(name: HubName) -> DownloadError:
     then = "or run `hf auth login`"
     if _token() is not None:
         then = f"or use a token that may read it (now that{_token_source()})"
-    return DownloadError(
-        f"{name} does not exist on the Hub, or is private; check the name, {then}"
-    )
+    return DownloadError(f"{name} does not exist on the Hub, or is private; check the name, {then}")
 
 
 def _bad_token(error: Any) -> bool:

@@ -112,7 +112,7 @@ def test_the_library_may_lie_elsewhere(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("temprature = 1", "unknown key 'temprature'; did you mean temp"),
+        ("thread = 1", "unknown key 'thread'; did you mean threads?"),
         ("store_type = 'int8'", "unknown key 'store_type'; did you mean store-type?"),
         ("colour = 'red'", "unknown key 'colour'; retrolocal config lists all"),
         ("[sampling]\ntemp = 1", "unknown key 'sampling'"),

@@ -95,9 +95,7 @@ def test_what_is_complete_stays_when_a_download_breaks(
     assert len(fake_hub.asked("/cdn/")) == 1
 
 
-def test_a_cut_connection_goes_on_where_it_was(
-    fake_hub: FakeHub, no_waiting: list[float]
-) -> None:
+def test_a_cut_connection_goes_on_where_it_was(fake_hub: FakeHub, no_waiting: list[float]) -> None:
     fake_hub.files["model.safetensors"] = bytes(range(256)) * 20_000
     fake_hub.faults.append(Fault("/cdn/", cut_after=2_500_000, method="GET"))
     told: list[int] = []
