@@ -230,7 +230,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         args = check_call(__context[_BUDGET], __obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 

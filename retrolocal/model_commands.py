@@ -86,7 +86,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
     found = contents()
     models = [_entry(one) for one in found.models]
-    facts = {"path": str(found.folder), "models": models, "problems": list(found.problems)}
+    facts: Facts = {"path": str(found.folder), "models": models, "problems": list(found.problems)}
     rows = [
         (
             one["model"],
@@ -219,14 +219,15 @@ COMMANDS = {
     ),
     "list": Command(
         summary="models in the Hugging Face cache",
-        description="Lists the models in the Hugging Face cache, those used last first, and whether "
-        "this program can use them.",
+        description="Lists the models in the Hugging Face cache, those used last first, and "
+        "whether this program can use them.",
         run=_list,
         takes_name=False,
     ),
     "show": Command(
         summary="one model: its shape, its size, bytes per token",
-        description="Shows what a model on this machine is made of, and what a token of text takes.",
+        description="Shows what a model on this machine is made of, and what a token of text "
+        "takes.",
         run=_show,
     ),
     "rm": Command(

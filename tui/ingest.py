@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

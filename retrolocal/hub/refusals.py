@@ -109,8 +109,8 @@ def _http(name: HubName, error: Any) -> DownloadError:
         )
     if status == 403:
         return DownloadError(
-            f"{name}: the Hub refuses access to the token{_token_source()} (403); use a token that may read this"
-            " model (`hf auth login`)"
+            f"{name}: the Hub refuses access to the token{_token_source()} (403); use one that may"
+            " read this model (`hf auth login`)"
         )
     if status == 429:
         waits = str(response.headers.get("Retry-After", ""))
