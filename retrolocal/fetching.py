@@ -9,7 +9,7 @@ from pathlib import Path
 from .amounts import size, spoken
 from .config import SessionConfig
 from .default_model import fitting
-from .errors import Interrupted
+from .errors import ConfigError, Interrupted
 from .hub import Download, cache_folder, fetch, free_bytes, locate_model, shadow_note
 from .memory import machine_bytes
 from .models.config import read_config
@@ -44,7 +44,7 @@ def fetch_told(download: Download, report: Report) -> Path:
     _announce(download, report)
     progress = _Progress(name, report)
     try:
-        folder = fetch(download, received=progress.received, check=read_config)
+        folder = fetch(download, received=progress.received, check=check_usable)
     except KeyboardInterrupt:
         report.say({"event": "stopped", "model": name, "done": progress.done}, "")
         raise Interrupted("stopped; what is complete is kept: start it again to go on") from None
@@ -63,6 +63,20 @@ def fetch_told(download: Download, report: Report) -> Path:
     return folder
 
 
+def check_usable(folder: Path) -> None:
+    """Refuses a model by its config.json, with one that this machine can use; raises ConfigError."""
+    try:
+        read_config(folder)
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{folder}/")
+        raise ConfigError(f"this model cannot be used: {reason}{_instead()}") from error
+
+
+def _instead() -> str:
+    better = next((one.model for one in fitting() if not one.gated), None)
+    return "" if better is None else f"; {better} could be"
+
+
 def _announce(download: Download, report: Report) -> None:
     folder, missing = cache_folder(), download.missing
     free = free_bytes(folder)
@@ -79,10 +93,9 @@ def _announce(download: Download, report: Report) -> None:
     files = f"{len(missing)} file{'s' * (len(missing) != 1)}, {size(download.missing_bytes)}"
     report.say(facts, f"{download.name}: fetching {files} into {folder} ({size(free)} free)")
     if download.total_bytes > machine_bytes():
-        better = next((one.model for one in fitting() if not one.gated), "-m builtin")
         report.remark(
             f"its weights take {size(download.total_bytes)} and this machine has "
-            f"{size(machine_bytes())} of memory: it will not run here; {better} would"
+            f"{size(machine_bytes())} of memory: it cannot be used here{_instead()}"
         )
 
 

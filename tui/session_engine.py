@@ -190,8 +190,8 @@ class SessionEngine:
 
     def _fetch(self, name: str, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
+        from ..fetching import check_usable
         from ..hub import cache_folder, fetch, free_bytes, locate_model
-        from ..models.config import read_config
 
         config = self._settings.config
         found = locate_model(name, revision=config.revision, offline=config.offline)
@@ -214,7 +214,7 @@ class SessionEngine:
             control.emit(Advanced("downloading", done, total))
 
         control.emit(Began("downloading", str(found.name)))
-        fetch(found, received=received, check=read_config)
+        fetch(found, received=received, check=check_usable)
 
     def _opened(self) -> Session:
         if self._session is None:
