@@ -198,7 +198,11 @@ class _Budget:
     def made(self, length: int) -> None:
         """Accounts for one intermediate text or list, before or after it is made."""
         self._copied -= length
-        if length > self._longest or self._copied < 0:
+        self.fits(length if self._copied >= 0 else 1 << 62)
+
+    def fits(self, length: int) -> None:
+        """Whether one text or list may be so long."""
+        if length > self._longest:
             raise jinja2.TemplateError("it makes values far larger than it was given")
 
     def joined(self, pieces: Sequence[Any]) -> str:

@@ -64,7 +64,7 @@ def fetch_told(download: Download, report: Report) -> Path:
 
 
 def check_usable(folder: Path) -> None:
-    """Refuses a model by its config.json, with one that this machine can use; raises ConfigError."""
+    """Refuses a model by its config.json, with one that could be used; raises ConfigError."""
     try:
         read_config(folder)
     except ConfigError as error:

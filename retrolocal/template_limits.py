@@ -27,7 +27,13 @@ _PLAIN = "_plain_"
 class Budget(Protocol):
     """What one rendering may still make."""
 
-    def made(self, length: int) -> None: ...
+    def made(self, length: int) -> None:
+        """Accounts for one value that is made; raises TemplateError."""
+        ...
+
+    def fits(self, length: int) -> None:
+        """Raises TemplateError when one value of this length would be too long."""
+        ...
 
 
 def weight(value: Any) -> int:
@@ -163,10 +169,13 @@ def _weigh_replacing(budget: Budget, text: str, old: Any = "", new: Any = "") ->
 
 
 def _weighed_items(budget: Budget, between: object, items: Iterable[Any]) -> list[Any]:
-    found = []
+    found, length, step = [], 0, len(str(between))
     for item in items:
-        budget.made(weight(item) + len(str(between)))
+        length += weight(item) + step
+        # Before the next one is made: they are all held at once.
+        budget.fits(length)
         found.append(item)
+    budget.made(length)
     return found
 
 
