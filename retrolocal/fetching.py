@@ -91,7 +91,8 @@ def _announce(download: Download, report: Report) -> None:
         "folder": str(download.folder),
     }
     files = f"{len(missing)} file{'s' * (len(missing) != 1)}, {size(download.missing_bytes)}"
-    report.say(facts, f"{download.name}: fetching {files} into {folder} ({size(free)} free)")
+    line = f"{download.name}: fetching {files} into {folder} ({size(free)} free)"
+    report.say(facts, line if missing else "")
     if download.total_bytes > machine_bytes():
         report.remark(
             f"its weights take {size(download.total_bytes)} and this machine has "

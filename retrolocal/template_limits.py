@@ -169,7 +169,8 @@ def _weigh_replacing(budget: Budget, text: str, old: Any = "", new: Any = "") ->
 
 
 def _weighed_items(budget: Budget, between: object, items: Iterable[Any]) -> list[Any]:
-    found, length, step = [], 0, len(str(between))
+    found: list[Any] = []
+    length, step = 0, len(str(between))
     for item in items:
         length += weight(item) + step
         # Before the next one is made: they are all held at once.
