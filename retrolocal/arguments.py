@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .errors import UsageError
@@ -35,11 +35,19 @@ def command_parser(prog: str, usage: str, description: str) -> Parser:
     )
 
 
-def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace | None:
-    """The arguments, or None when help was asked for and has been shown; raises UsageError."""
+def parsed(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str],
+    prepare: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace | None:
+    """The arguments, or None when help was asked for and has been shown; raises UsageError.
+
+    `prepare` may give the parser other defaults; help does not wait for it.
+    """
     if any(word in ("-h", "--help") for word in words):
         parser.print_help()
         return None
+    prepare(parser)
     return parser.parse_args(normalise(parser, words))
 
 

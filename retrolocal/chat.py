@@ -21,6 +21,7 @@ from jinja2 import ext, meta, nodes, parser, sandbox, utils, visitor
 
 from .errors import ModelError, TokenizerError
 from .files import one_line, parse_object, read_limited
+from .template_limits import check_call, check_format, limit_filters, weigh
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_LOOP_STEPS = 1_000_000
@@ -197,11 +198,15 @@ class _Budget:
     def made(self, length: int) -> None:
         """Accounts for one intermediate text or list, before or after it is made."""
         self._copied -= length
-        if length > self._longest or self._copied < 0:
+        self.fits(length if self._copied >= 0 else 1 << 62)
+
+    def fits(self, length: int) -> None:
+        """Whether one text or list may be so long."""
+        if length > self._longest:
             raise jinja2.TemplateError("it makes values far larger than it was given")
 
     def joined(self, pieces: Sequence[Any]) -> str:
-        texts = [str(piece) for piece in pieces]
+        texts = [str(weigh(self, piece)) for piece in pieces]
         self.made(sum(map(len, texts)))
         return "".join(texts)
 
@@ -227,19 +232,32 @@ class _Bounded(visitor.NodeTransformer):
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
     """The sandbox, with arithmetic that cannot make gigantic values."""
 
-    intercepted_binops = frozenset(["+", "*", "**"])
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        args = check_call(__context[_BUDGET], __obj, args, kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            check_format(value.__self__)
+        return wrapped
 
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
         sized = [len(side) if isinstance(side, _SIZED) else None for side in (left, right)]
-        if operator == "+" and None not in sized:
+        if operator == "%":
+            check_format(left)
+            weigh(context[_BUDGET], right)
+        elif operator == "+" and None not in sized:
             context[_BUDGET].made(sum(length or 0 for length in sized))
         elif operator == "*" and sized != [None, None]:
             length = next(length for length in sized if length is not None)
             times = right if sized[0] is not None else left
             context[_BUDGET].made(max(0, length * times))
-        elif operator != "+" and any(abs(side) > MAX_FACTOR for side in (left, right)):
+        elif operator in ("*", "**") and any(abs(side) > MAX_FACTOR for side in (left, right)):
             raise jinja2.TemplateError(f"{operator} is only for numbers of ordinary size")
         return super().call_binop(context, operator, left, right)
 
@@ -286,6 +304,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
+    limit_filters(environment.filters, _BUDGET)
+    environment.finalize = jinja2.pass_context(lambda c, value: weigh(c[_BUDGET], value))
     environment.filters["_steps"] = jinja2.pass_context(lambda c, items: c[_BUDGET].steps(items))
     environment.filters["_joined"] = jinja2.pass_context(lambda c, items: c[_BUDGET].joined(items))
     del environment.globals["lipsum"]
@@ -366,7 +386,7 @@ class _Settings:
         value = self._values.get(key)
         if value is None:
             return None
-        is_number = isinstance(value, float) or _is_integer(value)
+        is_number = isinstance(value, float) or (_is_integer(value) and abs(value) < 1 << 63)
         if is_number and math.isfinite(value) and least <= value <= most:
             return float(value)
         lowest = "above 0" if least else "0 or more"

@@ -18,6 +18,7 @@ from . import __version__
 from .arguments import command_parser, parsed
 from .config import SamplingConfig, SessionConfig, limit_spinning
 from .errors import RetrolocalError, UsageError
+from .settings import apply_settings
 from .shared_options import (
     batch_option,
     device_options,
@@ -38,6 +39,8 @@ commands:
   bench      how fast: attention, decode, prefill, buffer, reopen
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
+  pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache
+  config     every setting: its value, and whether a file, a variable or a flag gave it
 
 options:
   -h, --help  show this help, or that of a command
@@ -45,6 +48,9 @@ options:
 
 Read a document and ask about it:  retrolocal chat -f book.pdf
 """
+
+MODEL_COMMANDS = {"pull": "pull", "list": "list", "ls": "list", "show": "show", "rm": "rm"}
+"""What people type -> the command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,11 +108,19 @@ def _run(words: list[str]) -> int:
         from .library.command import library
 
         return library(rest)
+    if command == "config":
+        from .settings_command import config
+
+        return config(rest)
+    if command in MODEL_COMMANDS:
+        from .model_commands import run
+
+        return run(MODEL_COMMANDS[command], rest)
     raise UsageError(f"there is no command {command!r}; see retrolocal --help")
 
 
 def _chat(words: list[str]) -> int:
-    arguments = parsed(chat_parser(), words)
+    arguments = parsed(chat_parser(), words, apply_settings)
     if arguments is None:
         return 0
     config = session_config(arguments)
@@ -127,7 +141,7 @@ def wants_application(arguments: argparse.Namespace) -> bool:
 
 
 def _ingest(words: list[str]) -> int:
-    arguments = parsed(ingest_parser(), words)
+    arguments = parsed(ingest_parser(), words, apply_settings)
     if arguments is None:
         return 0
     config = session_config(arguments)

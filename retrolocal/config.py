@@ -221,6 +221,13 @@ def limit_spinning() -> None:
 def environment(name: str) -> str | None:
     """The value of `RETROLOCAL_<name>`, None when unset or empty.
 
-    Known: MODEL (default of -m), PDF_PASSWORD (default of --password), LIBRARY (its folder).
+    Known: MODEL (default of -m), DEVICE (of --device), PDF_PASSWORD (of --password), LIBRARY (its
+    folder), CONFIG (the configuration file).
     """
     return os.environ.get(f"RETROLOCAL_{name}") or None
+
+
+def hub_token_variable() -> str | None:
+    """`$HF_TOKEN` or its old name, whichever holds a token of the Hugging Face Hub."""
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return next((f"${name}" for name in names if os.environ.get(name)), None)

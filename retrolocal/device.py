@@ -20,6 +20,12 @@ def choose_device(config: SessionConfig) -> torch.device:
     return torch.device(config.device)
 
 
+def gpu_bytes(config: SessionConfig) -> int | None:
+    """Memory of the GPU that the model will be on; None when it will be on the CPU."""
+    device = choose_device(config)
+    return None if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[1])
+
+
 def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of weights and caches of a checkpoint in dtype `stored`."""
     if config.dtype != "auto":

@@ -2,7 +2,9 @@
 
     RetrolocalError
     ├── UsageError           a flag or argument that makes no sense (exit code 2)
+    ├── SettingsError        the configuration file: a key, a type or a value that makes no sense
     ├── ModelError           a model that cannot be found, read or run
+    │   ├── DownloadError    the Hub refuses, cannot be reached, or sent something else
     │   ├── ConfigError      config.json: a key is missing, mistyped or unsupported
     │   └── WeightsError     safetensors: damaged, incomplete or not of this model
     ├── TokenizerError       tokenizer.json or the chat template
@@ -35,7 +37,15 @@ class UsageError(RetrolocalError):
     exit_code = 2
 
 
+class SettingsError(RetrolocalError):
+    pass
+
+
 class ModelError(RetrolocalError):
+    pass
+
+
+class DownloadError(ModelError):
     pass
 
 

@@ -202,6 +202,13 @@ def disk_free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def machine_bytes() -> int:
+    """Bytes of memory that this machine has, or less where a control group says."""
+    total: int = psutil.virtual_memory().total
+    limits = [_cgroup_number(limit) for limit, _ in _CGROUP_FILES]
+    return min([total, *(limit for limit in limits if limit is not None)])
+
+
 def require(needed: MemoryEstimate, *, model: str, tokens: int) -> None:
     """Raises MemoryLimitError with both figures when it does not fit into memory as a whole."""
     free = available_bytes()
@@ -229,11 +236,17 @@ _CGROUP_FILES = (
 
 
 def _cgroup_left(limit_file: Path, usage_file: Path) -> int | None:
+    limit, usage = _cgroup_number(limit_file), _cgroup_number(usage_file)
+    return None if limit is None or usage is None else max(0, limit - usage)
+
+
+def _cgroup_number(file: Path) -> int | None:
+    """What a file of the control group says, None without one and for `max`."""
     try:
-        limit, usage = limit_file.read_text().strip(), usage_file.read_text().strip()
+        text = file.read_text().strip()
     except OSError:
         return None
-    return max(0, int(limit) - int(usage)) if limit.isdecimal() and usage.isdecimal() else None
+    return int(text) if text.isdecimal() else None
 
 
 def require_positions(tokens: int, limit: int, positions: int, *, model: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
-from .config import environment
+from .settings import given_settings
 
 
 def builtin_model() -> Path:
@@ -35,11 +35,13 @@ def spill_dir() -> Path:
 
 
 def library_dir() -> Path:
-    """Documents that have been read: `$RETROLOCAL_LIBRARY`, else the user's data directory
+    """Documents that have been read: `$RETROLOCAL_LIBRARY`, else `library` of the configuration
+    file (from the folder of that file on), else the user's data directory
     (`$XDG_DATA_HOME/retrolocal/library`)."""
-    given = environment("LIBRARY")
+    given = given_settings().get("library")
     if given is not None:
-        return Path(given).expanduser().absolute()
+        folder = Path(str(given.value)).expanduser()
+        return (Path(given.where).parent / folder if given.origin == "file" else folder).absolute()
     return user_data_path("retrolocal", appauthor=False) / "library"
 
 

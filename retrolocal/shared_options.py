@@ -30,7 +30,8 @@ def model_options(group: _ArgumentGroup) -> None:
         metavar="MODEL",
         default=environment("MODEL"),
         help="a folder, a Hub id (org/name[@revision]), or builtin: a tiny model that comes with "
-        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else builtin)",
+        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else that of the "
+        "configuration file, else the best that is here and fits, else builtin)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hub model")
     group.add_argument("--offline", action="store_true", help="never use the network")
@@ -135,7 +136,8 @@ def store_type(arguments: Namespace) -> StoreType:
             f"{' and '.join(given)} contradict each other: keys and values are stored alike, "
             "give one of them or both the same"
         )
-    return next(iter(given.values()), DOCUMENT_STORE)
+    usual: StoreType = arguments.usual_store_type
+    return next(iter(given.values()), usual)
 
 
 def prefill_option(group: _ArgumentGroup) -> None:
@@ -159,6 +161,7 @@ def index_option(group: _ArgumentGroup) -> None:
 
 
 def _store_options(group: _ArgumentGroup) -> None:
+    group.set_defaults(usual_store_type=DOCUMENT_STORE)
     group.add_argument(
         "--store-type",
         metavar="bf16|int8|int4",

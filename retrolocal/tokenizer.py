@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,10 @@ def _byte_characters() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _byte_characters()
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which no text that a tokenizer takes can hold."""
+
+
 def _special_tokens(folder: Path) -> dict[str, str]:
     """Names such as "bos_token" to tokens; tokenizer_config.json has the last word."""
     found: dict[str, str] = {}
@@ -291,7 +296,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
                 token = value.get("content") if isinstance(value, dict) else value
                 if token is None:
                     found.pop(key, None)
-                elif isinstance(token, str):
+                elif isinstance(token, str) and not _SURROGATE.search(token):
                     found[key] = token
                 else:
                     raise TokenizerError(f"{path}: {key} is {value!r:.60}; it must be a string")

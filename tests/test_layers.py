@@ -17,11 +17,14 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement", "remembered", "thinking"},
+    | {"shared_options", "measurement", "remembered", "thinking"}
+    | {"amounts", "pace", "recommended", "report"}
+    | {"settings", "settings_command", "template_limits"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}
+    | {"default_model", "model_commands", "fetching"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},
@@ -39,6 +42,8 @@ WITHOUT_TORCH = {
         "shared_options",
         "measurement",
         "thinking",
+        *("amounts", "pace", "recommended", "report", "default_model", "model_commands"),
+        *("fetching", "settings", "settings_command", "template_limits"),
         "cli",
         "__main__",
     ),

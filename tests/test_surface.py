@@ -18,6 +18,9 @@ from retrolocal.cli import chat_parser, main
 from retrolocal.evaluate.command import EVALUATIONS
 from retrolocal.library.command import COMMANDS as LIBRARY
 from retrolocal.library.command import parser_of
+from retrolocal.model_commands import COMMANDS as MODELS
+from retrolocal.model_commands import parser_of as model_parser_of
+from retrolocal.settings_command import config_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -85,6 +88,8 @@ HELP = [
     ["bench", "--help"],
     ["eval", "--help"],
     ["library", "--help"],
+    ["config", "--help"],
+    *([name, "--help"] for name in MODELS),
     *(["bench", name, "--help"] for name in BENCHES),
     *(["eval", name, "--help"] for name in EVALUATIONS),
     *(["library", name, "--help"] for name in LIBRARY),
@@ -136,6 +141,8 @@ def test_exit_codes_of_usage(
 
 PARSERS = {
     "chat": chat_parser,
+    "config": config_parser,
+    **{name: partial(model_parser_of, name) for name in MODELS},
     **{f"bench {name}": one.parser for name, one in BENCHES.items()},
     **{f"eval {name}": one.parser for name, one in EVALUATIONS.items()},
     **{f"library {name}": partial(parser_of, name) for name in LIBRARY},

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..amounts import size as size
+from ..amounts import spoken
 from .engine import Advanced, Began, Stage
 from .foreign import one_line
-from .time_left import TimeLeft, spoken
+from .time_left import TimeLeft
 
 Phase = Literal[
     "starting",
@@ -181,15 +183,3 @@ def amount(done: int, total: int, stage: Stage | None) -> str:
     if stage == "prefilling":
         return f"{done:,} / {total:,} tokens"
     return f"{size(done)} / {size(total)}"
-
-
-def size(count: float) -> str:
-    """Bytes as `1.4 GB`, `310 MB`, `12 kB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return (
-                f"{count / scale:,.1f} {unit}"
-                if count < 100 * scale
-                else f"{count / scale:,.0f} {unit}"
-            )
-    return f"{count:.0f} B"

@@ -391,11 +391,12 @@ class Desk:
 
     def _pause(self) -> None:
         done, total = self.activity.done, self.activity.total
+        kept = "complete" if self.activity.stage == "downloading" else "read"
         self._unread = True
         self.activity.enter("paused", self._clock())
         self.activity.done, self.activity.total = done, total
         share = f"at {done / total:.0%}, " if total else ""
-        self.activity.kept = f"{share}what was read is kept"
+        self.activity.kept = f"{share}what was {kept} is kept"
 
     def _fail(self, error: BaseException) -> None:
         self._reopen = None

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +23,16 @@ import torch
 
 from .. import __version__
 from ..config import SessionConfig
-from ..device import device_name
+from ..default_model import default_model
+from ..device import device_name, gpu_bytes
 from ..errors import DocumentError
+from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, read_documents
 from ..library import Library
 from ..memory import disk_free
 from ..remembered import remember, remembered
+from ..report import Report
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
@@ -43,19 +44,23 @@ PACES = "reading.json"
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     """Runs `retrolocal ingest`; returns the exit code."""
-    report = _Report(as_json=arguments.json, quiet=arguments.quiet)
+    report = Report(as_json=arguments.json, quiet=arguments.quiet)
     library, corpus = Library(), arguments.corpus
     documents = _documents(arguments, library, report)
     keeping = Keeping(library=library, corpus=corpus, required=True, tell=report.remark)
-    with Session.open(
-        arguments.model or "builtin", config, documents=documents, keeping=keeping
-    ) as session:
+    model = arguments.model
+    if model is None:
+        chosen = default_model(gpu_bytes=gpu_bytes(config))
+        model = chosen.model
+        report.remark(chosen.note)
+    bring(model, config, report)
+    with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
         _announce(session, documents, library, pace.known, report)
         return _read(session, documents, corpus, pace, report)
 
 
-def _documents(arguments: argparse.Namespace, library: Library, report: _Report) -> list[Document]:
+def _documents(arguments: argparse.Namespace, library: Library, report: Report) -> list[Document]:
     """Those of the corpus, if there is one, and those named that it does not have."""
     documents: list[Document] = []
     corpus = arguments.corpus
@@ -109,7 +114,7 @@ def _announce(
     documents: list[Document],
     library: Library,
     pace: Pace | None,
-    report: _Report,
+    report: Report,
 ) -> None:
     tokens, needed = session.documents_estimate()
     free = disk_free(library.path)
@@ -141,7 +146,7 @@ def _read(
     documents: list[Document],
     corpus: str | None,
     pace: _Pace,
-    report: _Report,
+    report: Report,
 ) -> int:
     began, clock, last = time.monotonic(), TimeLeft(), Progress("prefill", 0, 0)
     with _interruptible() as interrupted:
@@ -167,7 +172,7 @@ def _read(
     return 0
 
 
-def _show(progress: Progress, left: float | None, seconds: float, report: _Report) -> None:
+def _show(progress: Progress, left: float | None, seconds: float, report: Report) -> None:
     rate = progress.done / max(seconds, 1e-9)
     report.say(
         {
@@ -199,28 +204,3 @@ def _interruptible() -> Iterator[Any]:
         yield lambda: presses > 0
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class _Report:
-    """Lines for people on stderr, or objects for programs on stdout."""
-
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        self._as_json = as_json
-        self._quiet = quiet
-        self._passing = False
-
-    def say(self, facts: dict[str, Any], line: str, *, passing: bool = False) -> None:
-        """A `passing` line is written over by the next one, on a terminal."""
-        if self._as_json:
-            print(json.dumps(facts, ensure_ascii=False), flush=True)
-            return
-        if self._quiet:
-            return
-        terminal = sys.stderr.isatty()
-        begin = "\r\x1b[K" if self._passing and terminal else ""
-        end = "" if passing and terminal else "\n"
-        print(f"{begin}{line}", end=end, file=sys.stderr, flush=True)
-        self._passing = passing and terminal
-
-    def remark(self, line: str) -> None:
-        self.say({"event": "remark", "text": line}, line)

@@ -24,17 +24,13 @@ from .terminal import guarded_output
 
 END_SECONDS = 2.0
 """How long the engine may take to end after the screen is gone."""
-BUILTIN_NOTE = (
-    "No model was chosen: this is the built-in one, which can only quote. Give it some words of "
-    "the document and it continues them (-m chooses another)."
-)
 
 
 def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
     """Runs `retrolocal chat` in the terminal's whole screen; returns the exit code."""
     engine = SessionEngine(
         EngineSettings(
-            model=arguments.model or "builtin",
+            model=arguments.model,
             config=config,
             files=tuple(arguments.file),
             extraction=partial(extraction, arguments),
@@ -48,11 +44,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         )
     )
     settings = ChatSettings(
-        model=arguments.model or "builtin",
+        model=arguments.model or "a model",
         documents=tuple(arguments.file),
         corpus=arguments.corpus,
         mouse=not arguments.no_mouse,
-        notes=() if arguments.model else (BUILTIN_NOTE,),
         hides_thinking=arguments.hidethinking,
     )
     return run(engine, settings, state_dir())

@@ -31,11 +31,15 @@ from rich.progress import (
 from rich.text import Text
 
 from ..config import SessionConfig
+from ..default_model import default_model
+from ..device import gpu_bytes
 from ..errors import Interrupted, UsageError
+from ..fetching import bring
 from ..generate import Piece, Progress
 from ..ingest.document import Document
 from ..kernels.compiled import compiled, compiled_before
 from ..library import Library
+from ..report import Report
 from ..session import AskOptions, Reply, Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, document_of
@@ -54,11 +58,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     documents += _documents(arguments, library, screen)
     model = arguments.model
     if model is None:
-        model = "builtin"
-        screen.say(
-            "no model was chosen: using the built-in one, which can only quote: give it some "
-            "words of the document and it continues them (-m chooses another)"
-        )
+        chosen = default_model(gpu_bytes=gpu_bytes(config))
+        model = chosen.model
+        screen.say(chosen.note)
+    bring(model, config, Report(as_json=False, quiet=arguments.quiet))
     with screen.progress() as progress:
         keeping = None
         if library is not None and documents:

@@ -6,7 +6,6 @@ not wait for it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -52,7 +51,8 @@ COMPILING = "The first answer compiles attention for this processor, once: up to
 class EngineSettings:
     """What the command line says about the engine."""
 
-    model: str
+    model: str | None
+    """None: chosen among those that are here."""
     config: SessionConfig
     files: tuple[str, ...] = ()
     extraction: Callable[[], Options]
@@ -83,8 +83,9 @@ class SessionEngine:
         if settings.corpus is not None and not self._documents:
             self._documents = _corpus(settings.corpus)
         documents = self._read_files((*self._documents, *settings.files), control)
-        control.emit(Began("looking", settings.model))
-        self._fetch(control, download)
+        name, notes = self._choose()
+        control.emit(Began("looking", name))
+        self._fetch(name, control, download)
         from ..kernels.compiled import compiled, compiled_before
         from ..session import AskOptions, Session
 
@@ -93,12 +94,12 @@ class SessionEngine:
         def progress(event: Progress) -> None:
             nonlocal began
             if not began:
-                control.emit(Began("loading", settings.model))
+                control.emit(Began("loading", name))
             began = True
             control.emit(Advanced("loading", event.done, event.total))
 
         session = Session.open(
-            settings.model,
+            name,
             settings.config,
             documents=documents,
             progress=progress,
@@ -118,7 +119,7 @@ class SessionEngine:
             model=session.name,
             max_tokens=session.max_tokens,
             device=session.device.type,
-            notes=(COMPILING,) if documents and self._compiles else (),
+            notes=(*notes, COMPILING) if documents and self._compiles else notes,
         )
 
     def read_documents(self, control: Control) -> None:
@@ -198,32 +199,45 @@ class SessionEngine:
         if self._session is not None:
             self._session.close()
 
-    def _fetch(self, control: Control, download: bool) -> None:
-        """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
-        from ..hub import cache_folder, missing_bytes, resolve_model
+    def _choose(self) -> tuple[str, tuple[str, ...]]:
+        """The model to open, and lines about how it was chosen."""
+        from ..default_model import default_model
+        from ..device import gpu_bytes
+        from ..hub import shadow_note
 
-        name, config = self._settings.model, self._settings.config
-        if not download:
-            needed = missing_bytes(name, revision=config.revision, offline=config.offline)
-            if needed:
-                folder = cache_folder()
-                raise NeedsDownload(
-                    Download(
-                        model=name,
-                        total_bytes=needed,
-                        free_bytes=free_bytes(folder),
-                        folder=folder,
-                    )
-                )
+        if self._settings.model is None:
+            chosen = default_model(gpu_bytes=gpu_bytes(self._settings.config))
+            return chosen.model, (chosen.note,)
+        note = shadow_note(self._settings.model)
+        return self._settings.model, () if note is None else (note,)
+
+    def _fetch(self, name: str, control: Control, download: bool) -> None:
+        """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
+        from ..fetching import check_usable
+        from ..hub import cache_folder, fetch, free_bytes, locate_model
+
+        config = self._settings.config
+        found = locate_model(name, revision=config.revision, offline=config.offline)
+        if isinstance(found, Path):
             return
+        if not download:
+            folder = cache_folder()
+            raise NeedsDownload(
+                Download(
+                    model=str(found.name),
+                    total_bytes=found.missing_bytes,
+                    free_bytes=free_bytes(folder),
+                    folder=folder,
+                )
+            )
 
         def received(done: int, total: int) -> None:
             if control.stopped:
-                raise Interrupted("the download was paused; what is here is kept")
+                raise Interrupted("the download was paused; what is complete is kept")
             control.emit(Advanced("downloading", done, total))
 
-        control.emit(Began("downloading", name))
-        resolve_model(name, revision=config.revision, received=received)
+        control.emit(Began("downloading", str(found.name)))
+        fetch(found, received=received, check=check_usable)
 
     def _clustered(self) -> bool:
         found = self._opened().statistics()
@@ -305,13 +319,6 @@ def _corpus(name: str) -> dict[str, Document]:
 
     found = corpus_documents(Library(), name)
     return {f"{CORPUS}{name}#{number}": document for number, document in enumerate(found)}
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _memory(session: Session) -> tuple[Meter, ...]:

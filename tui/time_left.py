@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..amounts import about as about
+from ..amounts import spoken as spoken
+
 STEPS_NEEDED = 3
 
 
@@ -75,18 +78,3 @@ def _fit(steps: list[tuple[float, int, float]]) -> tuple[float, float]:
     slope = sum((at - middle) * (seconds - rate * size) for at, size, seconds in steps) / spread
     slope = max(0.0, slope)
     return rate - slope * middle, slope
-
-
-def spoken(seconds: float) -> str:
-    """`about 4:10 left`; rounded to ten seconds above two minutes."""
-    return f"{about(seconds)} left"
-
-
-def about(seconds: float) -> str:
-    """`about 4:10`."""
-    whole = round(seconds)
-    if whole > 120:
-        whole = round(seconds / 10) * 10
-    if whole >= 3600:
-        return f"about {whole // 3600}:{whole % 3600 // 60:02} h"
-    return f"about {whole // 60}:{whole % 60:02}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from fake_hub import own_cache, point_at, serving
 
 from retrolocal.config import SessionConfig, WaveConfig
 from retrolocal.errors import (
@@ -31,12 +32,7 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
-from retrolocal.tui.session_engine import (
-    COMPILING,
-    EngineSettings,
-    SessionEngine,
-    free_bytes,
-)
+from retrolocal.tui.session_engine import COMPILING, EngineSettings, SessionEngine
 
 
 @dataclass
@@ -263,29 +259,40 @@ def test_what_cannot_be_opened_is_one_line(settings: EngineSettings, tmp_path: P
 
 
 def test_a_model_that_is_not_here_is_asked_for_and_fetched(
-    settings: EngineSettings, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    settings: EngineSettings, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Advanced] = []
+    cache = own_cache(tmp_path, monkeypatch)
+    with serving() as hub:
+        point_at(hub.url, monkeypatch)
+        files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+        files["model.safetensors"] += bytes(4_000_000)
+        hub.repositories["org/model"] = files
+        settings = replace(settings, model="org/model")
+        engine = SessionEngine(settings)
+        with pytest.raises(NeedsDownload) as needed:
+            engine.open(Listener(), download=False)
+        download = needed.value.download
+        assert download.total_bytes == sum(map(len, files.values()))
+        assert (download.model, download.folder) == ("org/model", cache)
+        assert download.free_bytes > 0
+        assert not hub.asked("resolve")
+        with pytest.raises(Interrupted, match="what is complete is kept"):
+            SessionEngine(settings).open(Listener(stopped=True), download=True)
+        listener = Listener()
+        hub.files["model.safetensors"] = (tiny_model / "model.safetensors").read_bytes()
+        opened = engine.open(listener, download=True)
+    assert opened.model == "org/model"
+    stages = [event.stage for event in listener.events if isinstance(event, Began)]
+    assert stages == ["looking", "downloading", "loading"]
+    bytes_told = [event for event in listener.events if isinstance(event, Advanced)]
+    downloaded = [event for event in bytes_told if event.work == "downloading"]
+    assert downloaded[-1].done == downloaded[-1].total > 0
+    again = Listener()
+    SessionEngine(settings).open(again, download=False)
+    assert "downloading" not in [event.stage for event in again.events if isinstance(event, Began)]
 
-    def resolve(name: str, **options: object) -> Path:
-        received = options["received"]
-        received(10, 40)  # type: ignore[operator]
-        return tiny_model
 
-    monkeypatch.setattr("retrolocal.hub.missing_bytes", lambda name, **options: 40)
-    monkeypatch.setattr("retrolocal.hub.resolve_model", resolve)
-    engine = SessionEngine(settings)
-    with pytest.raises(NeedsDownload) as needed:
-        engine.open(Listener(), download=False)
-    assert needed.value.download.total_bytes == 40
-    assert needed.value.download.free_bytes > 0
-    listener = Listener()
-    engine.open(listener, download=True)
-    told = [event for event in listener.events if isinstance(event, Advanced)]
-    assert told[0] == Advanced("downloading", 10, 40)
-    with pytest.raises(Interrupted, match="is kept"):
-        SessionEngine(settings).open(Listener(stopped=True), download=True)
-
-
-def test_free_bytes_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path / "a" / "b") > 0
+def test_without_a_choice_the_model_is_said(settings: EngineSettings) -> None:
+    opened = SessionEngine(replace(settings, model=None)).open(Listener(), download=False)
+    assert opened.model == "builtin"
+    assert "no model was chosen: using the built-in one" in opened.notes[0]

@@ -1,0 +1,68 @@
+"""Which model answers when nobody has chosen one, and what else this machine could hold.
+
+The network is not asked: the choice is among what is here. It depends on the memory that the
+machine has, not on what is free now, so that what was read with it yesterday is found today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .amounts import size
+from .errors import ModelError
+from .hub import cached, hub_name
+from .hub.name import BUILTIN
+from .memory import machine_bytes
+from .recommended import Recommendation, that_fit
+
+SHARE = 0.8
+"""Of the machine's memory that a model and its text may take; the rest is for other programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultModel:
+    """A model, and the line that says why it is this one."""
+
+    model: str
+    note: str
+
+
+def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
+    """The best recommended model that is in the Hub's cache and fits, else the built-in one.
+
+    `gpu_bytes` is the memory of the GPU that will hold the weights; None without one.
+    """
+    for one in fitting(gpu_bytes=gpu_bytes):
+        if _is_here(one):
+            return DefaultModel(
+                one.model,
+                f"no model was chosen: using {one.model}, which is here and fits this machine (-m "
+                "chooses another)",
+            )
+    note = (
+        "no model was chosen: using the built-in one, which can only quote: give it some words of "
+        "the document and it continues them (-m chooses another"
+    )
+    better = next((one for one in fitting(gpu_bytes=gpu_bytes) if not one.gated), None)
+    if better is not None:
+        note += (
+            f"; `retrolocal pull {better.model}`, {size(better.weight_bytes)}, fits this machine"
+        )
+    return DefaultModel(BUILTIN, f"{note})")
+
+
+def fitting(*, gpu_bytes: int | None = None) -> list[Recommendation]:
+    """Recommended models that this machine holds with a long text, the best first."""
+    return list(
+        that_fit(
+            int(machine_bytes() * SHARE),
+            gpu_bytes=None if gpu_bytes is None else int(gpu_bytes * SHARE),
+        )
+    )
+
+
+def _is_here(one: Recommendation) -> bool:
+    try:
+        return cached(hub_name(one.model)) is not None
+    except ModelError:
+        return False

@@ -1,0 +1,136 @@
+"""A download with its progress told: for every command that may need a model. Loads no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from .amounts import size, spoken
+from .config import SessionConfig
+from .default_model import fitting
+from .errors import ConfigError, Interrupted
+from .hub import Download, cache_folder, fetch, free_bytes, locate_model, shadow_note
+from .memory import machine_bytes
+from .models.config import read_config
+from .pace import Pace
+from .report import Report
+
+LINE_SECONDS = 0.2
+"""Between two progress lines on a terminal, where one is written over the other."""
+OBJECT_SECONDS = 1.0
+"""Between two progress objects."""
+LOG_SECONDS = 10.0
+"""Between two progress lines in a file."""
+
+
+def bring(name: str, config: SessionConfig, report: Report) -> None:
+    """Sees to it that the model `name` is on this machine; raises ModelError or Interrupted."""
+    found = locate_model(name, revision=config.revision, offline=config.offline)
+    note = shadow_note(name)
+    if note is not None:
+        report.remark(note)
+    if isinstance(found, Download):
+        fetch_told(found, report)
+
+
+def fetch_told(download: Download, report: Report) -> Path:
+    """Fetches what is missing of a model and tells how it goes; the folder of the model.
+
+    Raises ModelError, and Interrupted at Ctrl-C.
+    """
+    name = str(download.name)
+    began, fetched = time.monotonic(), download.missing_bytes
+    _announce(download, report)
+    progress = _Progress(name, report)
+    try:
+        folder = fetch(download, received=progress.received, check=check_usable)
+    except KeyboardInterrupt:
+        report.say({"event": "stopped", "model": name, "done": progress.done}, "")
+        raise Interrupted("stopped; what is complete is kept: start it again to go on") from None
+    finally:
+        report.end_passing()
+    seconds = time.monotonic() - began
+    facts = {
+        "event": "done",
+        "model": name,
+        "folder": str(folder),
+        "downloaded_bytes": fetched,
+        "seconds": round(seconds, 3),
+    }
+    rate = f"{size(fetched)} in {seconds:.1f} s, {size(fetched / max(seconds, 1e-9))}/s"
+    report.say(facts, f"{name} is here: {rate if fetched else 'nothing is new'}")
+    return folder
+
+
+def check_usable(folder: Path) -> None:
+    """Refuses a model by its config.json, with one that could be used; raises ConfigError."""
+    try:
+        read_config(folder)
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{folder}/")
+        raise ConfigError(f"this model cannot be used: {reason}{_instead()}") from error
+
+
+def _instead() -> str:
+    better = next((one.model for one in fitting() if not one.gated), None)
+    return "" if better is None else f"; {better} could be"
+
+
+def _announce(download: Download, report: Report) -> None:
+    folder, missing = cache_folder(), download.missing
+    free = free_bytes(folder)
+    facts = {
+        "event": "start",
+        "model": str(download.name),
+        "commit": download.commit,
+        "files": len(missing),
+        "total_bytes": download.total_bytes,
+        "download_bytes": download.missing_bytes,
+        "free_bytes": free,
+        "folder": str(download.folder),
+    }
+    files = f"{len(missing)} file{'s' * (len(missing) != 1)}, {size(download.missing_bytes)}"
+    line = f"{download.name}: fetching {files} into {folder} ({size(free)} free)"
+    report.say(facts, line if missing else "")
+    if download.total_bytes > machine_bytes():
+        report.remark(
+            f"its weights take {size(download.total_bytes)} and this machine has "
+            f"{size(machine_bytes())} of memory: it cannot be used here{_instead()}"
+        )
+
+
+class _Progress:
+    """Tells how far a download is, a few times a second."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self._name = name
+        self._report = report
+        self._pace = Pace()
+        self._every = LINE_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+        if report.as_json:
+            self._every = OBJECT_SECONDS
+        self._told = time.monotonic()
+        self.done = 0
+
+    def received(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._pace.advance(done, now)
+        over = done == total and self.done < total
+        self.done = done
+        if now - self._told < self._every and not over:
+            return
+        self._told = now
+        rate, left = self._pace.rate(), self._pace.seconds_left(total)
+        facts = {
+            "event": "progress",
+            "model": self._name,
+            "done": done,
+            "total": total,
+            "bytes_per_second": None if rate is None else round(rate),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+        parts = [f"{size(done)} of {size(total)} ({done / max(total, 1):.0%})"]
+        parts += [] if rate is None else [f"{size(rate)}/s"]
+        parts += [] if left is None or done == total else [spoken(left)]
+        self._report.say(facts, ", ".join(parts), passing=True)

@@ -1,0 +1,38 @@
+"""How a command tells what it does: lines for people on stderr, objects for programs on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+class Report:
+    """Every event is told in both forms; one of them is shown."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self._quiet = quiet
+        self._passing = False
+
+    def say(self, facts: dict[str, Any], line: str, *, passing: bool = False) -> None:
+        """A `passing` line is written over by the next one on a terminal; an empty one is none."""
+        if self.as_json:
+            print(json.dumps(facts, ensure_ascii=False), flush=True)
+            return
+        if self._quiet or not line:
+            return
+        terminal = sys.stderr.isatty()
+        begin = "\r\x1b[K" if self._passing and terminal else ""
+        end = "" if passing and terminal else "\n"
+        print(f"{begin}{line}", end=end, file=sys.stderr, flush=True)
+        self._passing = passing and terminal
+
+    def remark(self, line: str) -> None:
+        self.say({"event": "remark", "text": line}, line)
+
+    def end_passing(self) -> None:
+        """What follows, from whomever it comes, begins on a line of its own."""
+        if self._passing:
+            print(file=sys.stderr, flush=True)
+            self._passing = False
