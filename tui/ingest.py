@@ -117,7 +117,8 @@ def _announce(
     report: Report,
 ) -> None:
     tokens, needed = session.documents_estimate()
-    free = disk_free(library.path)
+    free, ram = disk_free(library.path), session.config.ram
+    memory = min(needed.total, ram) if ram else needed.total
     seconds = None if pace is None or session.documents_kept else pace.seconds(tokens)
     long = ""
     if seconds is not None:
@@ -131,13 +132,13 @@ def _announce(
             "tokens": tokens,
             "disk_bytes": needed.cache,
             "free_bytes": free,
-            "memory_bytes": needed.total,
+            "memory_bytes": memory,
             "kept": session.documents_kept,
             "seconds_expected": None if seconds is None else round(seconds, 1),
         },
         f"{len(documents):,} document{'s' * (len(documents) != 1)}, {tokens:,} tokens: about "
         f"{needed.cache / MEBI:,.0f} MiB on disk ({free / MEBI:,.0f} free), "
-        f"{needed.total / MEBI:,.0f} MiB of memory while reading{long}",
+        f"{memory / MEBI:,.0f} MiB of memory while reading{long}",
     )
 
 
