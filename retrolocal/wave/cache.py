@@ -303,7 +303,7 @@ class WaveCache:
                 found = prefill_attention(asked, found, segments, self._config)
                 continue
             for segment in segments:
-                k, v = (rows.to(q.dtype) for rows in _rows(segment))
+                k, v = (rows.to(q.dtype) for rows in _segment_rows(segment))
                 found = merge(found, full_attention(asked, k, v, scale=q.shape[-1] ** -0.5))
         return found[0].to(q.dtype)
 
@@ -417,6 +417,9 @@ class WaveCache:
         earliest = min((s.segments for s in self._snapshots), default=held)
         self._originals = {n: rows for n, rows in self._originals.items() if n >= earliest}
 
+    def _rows(self, number: int) -> tuple[Tensor, Tensor]:
+        return _segment_rows(self._index.segments[number])
+
     def _in_token_order(self, number: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as they came.
 
@@ -425,12 +428,12 @@ class WaveCache:
         if number in self._originals:
             return self._originals[number]
         assert self._index.segments[number].codec.plain, "a snapshot of another cache"
-        k, v = _rows(self._index.segments[number])
+        k, v = self._rows(number)
         back = torch.argsort(self._permutations[number].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)
 
 
-def _rows(segment: Segment) -> tuple[Tensor, Tensor]:
+def _segment_rows(segment: Segment) -> tuple[Tensor, Tensor]:
     """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
     k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
     return torch.stack(k), torch.stack(v)
