@@ -339,7 +339,7 @@ class WaveCache:
                 found = prefill_attention(asked, found, segments, self._config, fetch)
                 continue
             for number in range(first, first + len(segments)):
-                k, v = (rows.to(q.dtype) for rows in _rows(self._store.whole(number)))
+                k, v = (rows.to(q.dtype) for rows in self._rows(number))
                 found = merge(found, full_attention(asked, k, v, scale=q.shape[-1] ** -0.5))
         return found[0].to(q.dtype)
 
@@ -472,6 +472,12 @@ class WaveCache:
         held, whole = self._index.segments[number], self._store.whole(number)
         return replace(whole, blocks=whole.blocks.clone()) if held.blocks.is_meta else whole
 
+    def _rows(self, number: int) -> tuple[Tensor, Tensor]:
+        """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
+        segment = self._store.whole(number)
+        k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
+        return torch.stack(k), torch.stack(v)
+
     def _in_token_order(self, number: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as they came.
 
@@ -480,12 +486,6 @@ class WaveCache:
         if number in self._originals:
             return self._originals[number]
         assert self._index.segments[number].codec.plain, "a snapshot of another cache"
-        k, v = _rows(self._store.whole(number))
+        k, v = self._rows(number)
         back = torch.argsort(self._permutations[number].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)
-
-
-def _rows(segment: Segment) -> tuple[Tensor, Tensor]:
-    """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
-    k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
-    return torch.stack(k), torch.stack(v)

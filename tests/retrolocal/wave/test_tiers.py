@@ -106,6 +106,9 @@ def test_what_is_counted(structured: Callable[..., Rows], tmp_path: Path) -> Non
     assert facts.fetched > 0
     assert facts.slow_bytes > 0
     assert 0 < facts.block_cache_bytes <= 1 << 20
+    mark = cache.snapshot()
+    run(cache, rows, [1], 310)
+    cache.restore(mark)
     cache.reset_statistics()
     assert cache.statistics().fetched == 0
     run(cache, rows, [1], 310)
