@@ -20,6 +20,8 @@ from .message_view import MessageView
 
 TITLES: dict[type[BaseException], str] = {
     errors.UsageError: "That cannot be done",
+    errors.SettingsError: "The configuration file cannot be used",
+    errors.DownloadError: "The model could not be downloaded",
     errors.ConfigError: "The model's configuration cannot be used",
     errors.WeightsError: "The model's weights cannot be used",
     errors.ModelError: "The model cannot be used",
