@@ -234,3 +234,10 @@ class Context:
             self.read_tokens += start + progress.done - self.tokens
             self.tokens = start + progress.done
             yield progress
+
+
+def close(*contexts: Context | None) -> None:
+    """Closes those that are there."""
+    for context in contexts:
+        if context is not None:
+            context.close()

@@ -30,7 +30,7 @@ from .config import (
     StoreType,
     WaveConfig,
 )
-from .context import Context
+from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
@@ -217,7 +217,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        _close(self._context)
+        close(self._context)
         self._context = None
 
     def statistics(self) -> CacheStatistics | None:
@@ -252,9 +252,13 @@ class Session:
             return False
         context, documents = self._new_context(self._conversation), self._conversation.documents
         going_on = self._prompter.dialogue(self._conversation.asked("?"))
-        if self._shelf.load_dialogue(context, documents, path, going_on):
-            self._context = context
-        return self._context is context
+        try:
+            if self._shelf.load_dialogue(context, documents, path, going_on):
+                self._context, context = context, self._context
+                return True
+            return False
+        finally:
+            close(context)
 
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
@@ -266,6 +270,7 @@ class Session:
         asked = self._conversation.asked(prompt)
         if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
             # A dialogue that was reopened, and another one goes on.
+            close(self._context)
             self._context = None
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
@@ -296,7 +301,7 @@ class Session:
             options = replace(options, sampling=replace(sampling, temperature=temperature))
         names = tuple(str(file) for file in files)
         if names != self._files:
-            _close(self._file_context)
+            close(self._file_context)
             self._files = self._file_context = None
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
@@ -349,7 +354,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
-        _close(self._context, self._file_context)
+        close(self._context, self._file_context)
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
@@ -499,9 +504,3 @@ class Session:
         head = self._heads.of(tuple(documents))
         self._require_positions(len(head.ids) + bool(documents))
         self._room.require(head)
-
-
-def _close(*contexts: Context | None) -> None:
-    for context in contexts:
-        if context is not None:
-            context.close()
