@@ -27,8 +27,10 @@ GROUPS: dict[int, tuple[int, ...]] = {4: (64, 32), 8: (128, 64, 32)}
 """Columns per group by bits; the first that divides the columns is taken."""
 UNPACK_FROM: dict[int, int] = {4: 192, 8: 96}
 """Rows of x from which on unpacking costs less than the kernel (measured, PERFORMANCE.md)."""
+ROUNDED_BYTES = 2 << 20
+"""Weights, as float32, that are quantised at once: about six such arrays are alive then."""
 UNPACKED_BYTES = 8 << 20
-"""Weights that are unpacked at once."""
+"""And that are unpacked at once: more rows make products faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def quantise(weight: Tensor, bits: Bits) -> QuantisedMatrix:
     scales = [
         weight.new_empty(columns // group, rows, 2, dtype=torch.bfloat16) for _ in range(count)
     ]
-    for blocks in _pieces(rows, columns):
+    for blocks in _pieces(rows, columns, ROUNDED_BYTES):
         part = slice(blocks.start * BLOCK_ROWS, blocks.stop * BLOCK_ROWS)
         grouped = weight[part].float().unflatten(1, (-1, group))
         made = _eight_bits(grouped) if bits == 8 else _four_bits(grouped)
@@ -116,7 +118,7 @@ def linear(x: Tensor, matrix: QuantisedMatrix, bias: Tensor | None = None) -> Te
         assert isinstance(out, Tensor)
     else:
         out = x.new_empty(x.shape[0], rows)
-        for blocks in _pieces(rows, columns):
+        for blocks in _pieces(rows, columns, UNPACKED_BYTES):
             part = slice(blocks.start * BLOCK_ROWS, blocks.stop * BLOCK_ROWS)
             out[:, part] = F.linear(x, unpacked(matrix, blocks).to(x.dtype))
     return out if bias is None else out.add_(bias)
@@ -173,9 +175,9 @@ def _group(columns: int, bits: int) -> int:
     return next(group for group in GROUPS[bits] if columns % group == 0)
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
-    """Blocks of rows whose weights make about `UNPACKED_BYTES` in float32."""
-    step = max(1, UNPACKED_BYTES // (4 * columns * BLOCK_ROWS))
+def _pieces(rows: int, columns: int, size: int) -> Iterator[slice]:
+    """Blocks of rows whose weights make about `size` bytes in float32."""
+    step = max(1, size // (4 * columns * BLOCK_ROWS))
     for first in range(0, rows // BLOCK_ROWS, step):
         yield slice(first, min(first + step, rows // BLOCK_ROWS))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import rope
@@ -17,6 +16,7 @@ from ..kernels.rms_norm import rms_norm
 from .attention import Attention, LayerCache, Rotation
 from .config import LayerConfig, ModelConfig
 from .mlp import GatedMlp
+from .quantised_modules import tied_logits
 from .rope_config import RopeConfig
 
 
@@ -64,8 +64,10 @@ class Decoder(nn.Module):
             asking = wanted if index == len(self.layers) - 1 else tokens
             hidden = layer(hidden, rotation, positions, cache, asking)
         hidden = rms_norm(hidden, self.norm, self.config.rms_norm_eps)
-        matrix = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, matrix).float()
+        if self.head is None:
+            return tied_logits(self.embedding, hidden).float()
+        logits: Tensor = self.head(hidden)
+        return logits.float()
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         factor = self.config.rope.attention_factor

@@ -18,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..kernels.quantised import quantise
 from .checkpoint import DTYPE_BYTES, StoredTensor, checkpoint_bytes, read_checkpoint
 from .config import ModelConfig
 from .decoder import Decoder
 from .families import FAMILIES, Family
 from .json_reader import listed, shown
+from .quantised import bits_of, install
 
 __all__ = ["checkpoint_bytes", "checkpoint_dtype", "load_decoder"]
 
@@ -35,11 +37,13 @@ def load_decoder(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    quant: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """The decoder of `config` with the weights in `folder`, none of which requires a gradient.
 
-    `dtype` None keeps the dtype of most of the checkpoint's bytes. `progress(done, total)` is
+    `dtype` None keeps the dtype of most of the checkpoint's bytes; with `quant` int8 or int4
+    matrices are quantised one by one as they are read. `progress(done, total)` is
     called with bytes of the checkpoint, first with 0. Raises WeightsError.
     """
     with torch.device("meta"):
@@ -57,7 +61,7 @@ def load_decoder(
                 for parameter, tensor in group:
                     stored_value = data.get_tensor(tensor.name)
                     value = _converted(stored_value, tensor.name, file, dtype, device)
-                    _place(decoder, parameter, value)
+                    _place(decoder, parameter, value, quant)
                     done += tensor.bytes
                     if progress is not None:
                         progress(done, total)
@@ -156,7 +160,11 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
 
 
-def _place(decoder: Decoder, parameter: str, value: Tensor) -> None:
+def _place(decoder: Decoder, parameter: str, value: Tensor, quant: str) -> None:
     path, _, leaf = parameter.rpartition(".")
     module = decoder.get_submodule(path)
+    bits = bits_of(parameter, module, quant)
+    if bits is not None:
+        install(decoder, parameter, quantise(value, bits).to(value.dtype))
+        return
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))

@@ -24,6 +24,7 @@ from .config import (
     Device,
     DtypeName,
     PrefillKind,
+    Quant,
     SamplingConfig,
     Scheme,
     SessionConfig,
@@ -39,10 +40,12 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
+from .loading import open_decoder
 from .memory import MemoryEstimate, estimate, require
 from .models.config import read_config
 from .models.decoder import Decoder
-from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
+from .models.quantised import weight_bytes
+from .models.weights import checkpoint_dtype
 from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
@@ -64,6 +67,7 @@ def load(
     scheme: str = "wave",
     budget: float | Literal["auto"] = "auto",
     prefill: str = "auto",
+    quant: str | None = None,
     store_type: str = "bf16",
     ctx_size: int = 0,
     batch_size: int = 8192,
@@ -86,6 +90,7 @@ def load(
             store_type=cast(StoreType, store_type),
         ),
         prefill=cast(PrefillKind, prefill),
+        quant=cast(Quant, quant or "none"),
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
@@ -120,7 +125,7 @@ class Session:
         self.device = choose_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
-        self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
+        self._weight_bytes, _ = weight_bytes(self.model_config, self.dtype, config.quant)
         eos = _known(self.tokenizer, self.tokenizer.eos_token)
         self._defaults = generation_defaults(folder, stop_ids=eos)
         self._end_ids = self._defaults.stop_ids
@@ -141,11 +146,12 @@ class Session:
         self._heads = Heads(self._prompter, self._shelf)
         self._require_room(documents)
         began = time.monotonic()
-        self._decoder = load_decoder(
+        self._decoder = open_decoder(
             folder,
             self.model_config,
             dtype=self.dtype,
             device=self.device,
+            quant=config.quant,
             progress=lambda done, total: progress(Progress("load", done, total)),
         )
         self.load_seconds = time.monotonic() - began

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     | {"shared_options", "measurement"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
-    {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
+    {"generate", "conversation", "context", "memory", "loading", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
     {"session"},
     {"bench", "evaluate"},

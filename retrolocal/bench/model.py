@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import loading
+from ..config import Quant
 from ..device import choose_device, choose_dtype
 from ..errors import ConfigError, ContextError, ModelError
 from ..hub import resolve_model
@@ -21,7 +23,8 @@ from ..memory import MemoryEstimate, estimate, require
 from ..models.config import ModelConfig, parse_config, read_config
 from ..models.decoder import Decoder
 from ..models.json_reader import JsonReader, read_json
-from ..models.weights import checkpoint_dtype, load_decoder
+from ..models.quantised import quantise_decoder, weight_bytes
+from ..models.weights import checkpoint_dtype
 from ..paths import builtin_model
 from .options import SpeedOptions
 
@@ -39,11 +42,12 @@ class TimedModel:
     dtype: torch.dtype
     """Of weights and caches."""
     device: torch.device
+    quant: Quant
     parameters: int
 
     @property
     def weight_bytes(self) -> int:
-        return self.parameters * self.dtype.itemsize
+        return weight_bytes(self.config, self.dtype, self.quant)[0]
 
 
 def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
@@ -71,6 +75,7 @@ def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
         config=config,
         dtype=choose_dtype(session, stored, device),
         device=device,
+        quant=session.quant,
         parameters=parameters,
     )
 
@@ -113,9 +118,13 @@ def open_decoder(model: TimedModel, options: SpeedOptions, progress: Progress) -
     gib = model.weight_bytes / 2**30
     if model.folder is None:
         progress(f"drawing {gib:.2f} GiB of random weights")
-        return random_decoder(model, options.seed)
+        decoder = random_decoder(model, options.seed)
+        quantise_decoder(decoder, model.quant)
+        return decoder
     progress(f"loading {gib:.2f} GiB of weights")
-    return load_decoder(model.folder, model.config, dtype=model.dtype, device=model.device)
+    return loading.open_decoder(
+        model.folder, model.config, dtype=model.dtype, device=model.device, quant=model.quant
+    )
 
 
 def random_decoder(model: TimedModel, seed: int) -> Decoder:
