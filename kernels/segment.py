@@ -65,7 +65,10 @@ class Segment:
     singles: int
     codec: Codec
     blocks: Tensor
-    """uint8 [H, N * W]: the keys and values of each cluster, see `codecs`."""
+    """uint8 [H, N * W]: the keys and values of each cluster, see `codecs`.
+
+    On the meta device where compute cannot read them: whoever holds them fetches (`gather`).
+    """
 
     @property
     def heads(self) -> int:
@@ -107,7 +110,7 @@ class Segment:
         float32, or the dtype of a plain codec.
         """
         if tokens is None:
-            tokens = torch.arange(self.tokens, device=self.blocks.device)
+            tokens = torch.arange(self.tokens, device=self.starts.device)
         return self.codec.decode(self.blocks[head], self.starts[head], self.centres(head), tokens)
 
     def recoded(self, codec: Codec) -> Segment:
@@ -180,7 +183,8 @@ class SegmentTable(Sequence[Segment]):
     """
 
     COLUMNS = 18
-    """12 addresses of `Segment.tensors`, then C, M, U, N, groups and singles of all before."""
+    """12 addresses of `Segment.tensors` (0 on the meta device), then C, M, U, N, groups and singles
+    of all before."""
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []

@@ -29,6 +29,7 @@ from .wave_words_numba import (
     LSE_EXACT,
     MEAN,
     NONE,
+    ONE,
     OUT,
     PART_AT,
     PART_BASE,
@@ -41,6 +42,7 @@ from .wave_words_numba import (
     PART_SUM,
     PART_TOP,
     PARTS,
+    PLACE,
     Q_TURNED,
     RETRIEVED,
     RULES,
@@ -209,6 +211,7 @@ def _attend_exactly(w, kind, stored, task):
     base = f4(w, PART_BASE)[2 * task * count : 2 * (task + 1) * count].reshape((2, count, TILE))
     centre, shared = f4(w, PART_CENTRE)[task], np.empty(count, np.float32)
     width, scales = row_bytes(w, stored), scale_bytes(w, stored)
+    brought, elsewhere = i8(w, PLACE)[h], w[PLACE + ONE] > 0
     read, n, tiles = np.int64(0), 0, 0
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
@@ -217,6 +220,8 @@ def _attend_exactly(w, kind, stored, task):
         starts, _ = runs_of(w, h, s)
         size, before = np.int64(starts[c + 1] - starts[c]), h * table[s, S_TOKENS] + starts[c]
         keys = table[s, BLOCKS] + before * 2 * (width + scales)
+        if elsewhere:
+            keys = brought[i]
         read += size
         if not is_plain(stored):
             _score_centre(w, h, s, c, kind, centre, shared)

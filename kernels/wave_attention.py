@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ..paths import cache_dir
 from .attention import full_attention
-from .segment import Segment, SegmentTable, ranges
+from .gather import Fetch, cluster_rows
+from .segment import Segment, SegmentTable
 
 NEGLIGIBLE = 1e-3
 """Value sums of clusters that weigh less than this over the number of clusters are not read."""
@@ -92,7 +93,10 @@ class StepAnswer:
 
 
 class Kernel(Protocol):
-    """Answers q [Hq, D], not yet scaled; `steady` is K and V [Hkv, n, D], attended exactly."""
+    """Answers q [Hq, D], not yet scaled; `steady` is K and V [Hkv, n, D], attended exactly.
+
+    `fetch` brings what is retrieved of segments whose blocks are on the meta device.
+    """
 
     def __call__(
         self,
@@ -102,6 +106,7 @@ class Kernel(Protocol):
         selection: Selection,
         *,
         scale: float,
+        fetch: Fetch | None = None,
     ) -> StepAnswer: ...
 
 
@@ -123,12 +128,13 @@ def wave_attention(
     selection: Selection,
     *,
     scale: float,
+    fetch: Fetch | None = None,
 ) -> StepAnswer:
     """See `Kernel`; at least one segment. The answer is valid until this thread's next step."""
     kernel: Kernel = wave_attention_reference
     if q.device.type == "cpu" and compiled():
         from .wave_attention_numba import wave_attention_numba as kernel
-    return kernel(q, steady, segments, selection, scale=scale)
+    return kernel(q, steady, segments, selection, scale=scale, fetch=fetch)
 
 
 def log_mass(scores: Tensor, log_sizes: Tensor, variance: Tensor) -> Tensor:
@@ -197,6 +203,7 @@ def wave_attention_reference(
     selection: Selection,
     *,
     scale: float,
+    fetch: Fetch | None = None,
 ) -> StepAnswer:
     """See `Kernel` and the module."""
     kv_heads = segments[0].heads
@@ -204,7 +211,7 @@ def wave_attention_reference(
     parts = []
     for head, rows in enumerate(torch.arange(q.shape[0]).chunk(kv_heads)):
         own = near[rows, 0].float(), lse[rows, 0]
-        parts.append(_head(q[rows].float() * scale, own, segments, selection, head))
+        parts.append(_head(q[rows].float() * scale, own, segments, selection, head, fetch))
     return StepAnswer(
         out=torch.cat([part.out for part in parts]),
         lse_exact=torch.cat([part.lse_exact for part in parts]),
@@ -220,6 +227,7 @@ def _head(
     segments: Sequence[Segment],
     selection: Selection,
     head: int,
+    fetch: Fetch | None,
 ) -> StepAnswer:
     """One KV head; q float32 [G, D] with the scale in it; `steady` is out [G, D] and lse [G]."""
     queries, floats = q.shape[0], {"dtype": torch.float64}
@@ -275,7 +283,8 @@ def _head(
         rest &= select(
             ranks, near.sizes, mass=0.0, tokens=fine.tokens, clusters=number, floor=0, epsilon=0.0
         )
-    k, v = _gather(segments, head, candidates[retrieved])
+    rows = cluster_rows(segments, head, candidates[retrieved], fetch)
+    k, v = (t.float() for t in rows)
 
     scores = q @ k.T
     # From here on relative to what is known: the retrieved clusters' own estimates may have been
@@ -354,26 +363,13 @@ def _groups(segments: Sequence[Segment], head: int) -> Tensor:
     """Number of each cluster's group among those of all segments, -1 for none. int64 [C]."""
     rows, before = [], 0
     for segment in segments:
-        row = torch.full((segment.clusters,), -1, device=segment.blocks.device)
+        row = torch.full((segment.clusters,), -1, device=segment.starts.device)
         offsets = segment.group_offsets[head].long()
         inside = torch.arange(segment.groups, device=row.device).repeat_interleave(offsets.diff())
         row[: len(inside)] = inside + before
         before += segment.groups
         rows.append(row)
     return torch.cat(rows)
-
-
-def _gather(segments: Sequence[Segment], head: int, clusters: Tensor) -> tuple[Tensor, Tensor]:
-    """K and V float32 [n, D] of clusters numbered over all segments, segment after segment."""
-    keys, values, before = [], [], 0
-    for segment in segments:
-        inside = clusters[(clusters >= before) & (clusters < before + segment.clusters)] - before
-        before += segment.clusters
-        starts = segment.starts[head].long()
-        k, v = segment.rows(head, ranges(starts[inside], starts[inside + 1]))
-        keys.append(k.float())
-        values.append(v.float())
-    return torch.cat(keys), torch.cat(values)
 
 
 def _row_bytes(segment: Segment) -> int:

@@ -1,13 +1,15 @@
 """`wave_attention` compiled for CPUs: six passes, all in place, nothing allocated per step.
 
 The reference says what is computed. Here every segment is read where it lies, through a table of
-addresses; K and V rows are never copied, and value rows are read only where a weight counts.
+addresses; K and V rows are never copied, and value rows are read only where a weight counts. Where
+blocks have to be fetched, that is done between the fourth pass and the fifth.
 Compiled code is kept in the user's cache directory, so only the very first step ever pays for it.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .gather import Fetch
 from .jit_numba import add_at, jit
 from .segment import SegmentTable, Totals
 from .team import together
@@ -54,9 +57,11 @@ from .wave_words_numba import (
     PART_TOP,
     PARTS,
     PIECES,
+    PLACE,
     PROGRESS,
     Q_TURNED,
     RANK,
+    RETRIEVED,
     RULES,
     SEGMENT,
     SEGMENTS,
@@ -132,29 +137,70 @@ def _all(w, kind, stored, kept, first, last):
 
 PASSES = (_first, _find, _score_found, _choose, _attend, merge_parts)
 """Each does tasks start, start + stride ... before stop."""
+CHOSEN = 4
+"""So many passes know what is retrieved."""
 
 
 def _run(
-    work: _Work, kind: NDArray[Any], stored: NDArray[Any], kept: NDArray[Any], threads: int
+    work: _Work,
+    kind: NDArray[Any],
+    stored: NDArray[Any],
+    kept: NDArray[Any],
+    threads: int,
+    fetch: Fetch | None,
 ) -> None:
     """All passes on so many threads; heads go to threads whole where they come out even."""
     words = work.words
     kv_heads, parts, segments = (int(words[i]) for i in (KV_HEADS, PARTS, SEGMENTS))
     prepare(words, stored)
-    if kv_heads % threads == 0:
+    if fetch is None and kv_heads % threads == 0:
         share = kv_heads // threads
         together(
             threads,
             lambda n: _all(words, kind, stored, kept, n * share, (n + 1) * share),
         )
         return
-    for function, tasks in zip(PASSES, (segments + parts, 1, parts, 1, parts, 1), strict=True):
-        together(
-            threads,
-            lambda n, function=function, tasks=tasks: function(
-                words, kind, stored, kept, n, tasks * kv_heads, threads
-            ),
-        )
+
+    def run(first: int, last: int) -> None:
+        tasks = (segments + parts, 1, parts, 1, parts, 1)
+        for function, number in zip(PASSES[first:last], tasks[first:last], strict=True):
+            together(
+                threads,
+                lambda n, function=function, number=number: function(
+                    words, kind, stored, kept, n, number * kv_heads, threads
+                ),
+            )
+
+    run(0, CHOSEN)
+    if fetch is None:
+        run(CHOSEN, len(PASSES))
+        return
+    retrieved = _retrieved(work)
+    with fetch(*retrieved.clusters) as addresses:
+        work[PLACE][retrieved.places] = addresses
+        run(CHOSEN, len(PASSES))
+
+
+@dataclass(frozen=True, slots=True)
+class _Retrieved:
+    """What a step has chosen to retrieve."""
+
+    places: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """KV heads, and numbers among the candidates."""
+    clusters: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    """Segments, KV heads, numbers in the segment."""
+
+
+def _retrieved(work: _Work) -> _Retrieved:
+    most = int(work[FOUND][:, 1].max())
+    taken = work[ZONE][:, :most] == RETRIEVED
+    # What is beyond a head's candidates is left over from earlier steps.
+    taken &= np.arange(most) < work[FOUND][:, 1:2]
+    heads, numbers = np.nonzero(taken)
+    segments, clusters = (
+        work[name][heads, numbers].astype(np.int64) for name in (SEGMENT, CLUSTER)
+    )
+    return _Retrieved((heads, numbers), (segments, heads, clusters))
 
 
 KINDS = {
@@ -232,6 +278,7 @@ def wave_attention_numba(
     selection: Selection,
     *,
     scale: float,
+    fetch: Fetch | None = None,
 ) -> StepAnswer:
     """See `Kernel`. The answer's tensors are valid until this thread's next step."""
     (heads, dim), first, totals = q.shape, segments[0], segments.totals
@@ -271,7 +318,8 @@ def wave_attention_numba(
         SegmentTable.COLUMNS,
     )
     elements = first.fine.centroids.dtype, first.codec.element, k.dtype
-    _run(work, *(KINDS[element] for element in elements), threads)
+    work.words[PLACE + ONE] = 0 if fetch is None else kv_heads
+    _run(work, *(KINDS[element] for element in elements), threads, fetch)
     return StepAnswer(*work.answer, bytes=sum(work[BYTES][0].tolist()))
 
 
@@ -295,6 +343,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (ZONE, np.int32, kv_heads, clusters),
         (SEGMENT, np.int32, kv_heads, clusters),
         (CLUSTER, np.int32, kv_heads, clusters),
+        (PLACE, np.int64, kv_heads, clusters),
         (Q, np.float32, heads, dim),
         (Q_TURNED, np.float32, heads, dim),
         (NORMS, np.float32, 1, heads),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import partial_attention
+from .gather import Fetch, cluster_rows
 from .merge import merge
 from .segment import Level, Segment, SegmentTable, ranges
 from .wave_attention import compiled, log_mass
@@ -35,18 +36,24 @@ class Blocks:
 
 
 def wave_prefill(
-    q: Tensor, lse: Tensor, segments: SegmentTable, rules: Blocks, *, scale: float
+    q: Tensor,
+    lse: Tensor,
+    segments: SegmentTable,
+    rules: Blocks,
+    *,
+    scale: float,
+    fetch: Fetch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """q [Hq, T, D] over all segments; lse [Hq, T] of what is attended elsewhere (for ranking).
 
-    Returns out [Hq, T, D] and lse [Hq, T], float32.
+    `fetch` as in `wave_attention.Kernel`. Returns out [Hq, T, D] and lse [Hq, T], float32.
     """
     kv_heads = segments[0].heads
     group, (heads, tokens, dim) = q.shape[0] // kv_heads, q.shape
     out = torch.empty(heads, tokens, dim, device=q.device)
     out_lse = torch.empty(heads, tokens, device=q.device)
     for head in range(kv_heads):
-        index = HeadIndex(segments, head)
+        index = HeadIndex(segments, head, fetch)
         rows = slice(head * group, (head + 1) * group)
         for start in range(0, tokens, rules.tokens):
             block = slice(start, start + rules.tokens)
@@ -60,8 +67,8 @@ def wave_prefill(
 class HeadIndex:
     """Both levels of one KV head over all segments, as float32; clusters are numbered through."""
 
-    def __init__(self, segments: Sequence[Segment], head: int) -> None:
-        self._segments, self._head = segments, head
+    def __init__(self, segments: Sequence[Segment], head: int, fetch: Fetch | None = None) -> None:
+        self._segments, self._head, self._fetch = segments, head, fetch
         coarse, fine = [s.coarse for s in segments], [s.fine for s in segments]
         means = [s.mean_key[head] for s in segments]
         self.group_sizes = torch.cat([s.group_sizes(head) for s in segments]).float()
@@ -70,7 +77,6 @@ class HeadIndex:
         starts = [s.starts[head].long() + at for s, at in zip(segments, ends, strict=False)]
         self._starts = torch.cat([row[:-1] for row in starts])
         self._stops = torch.cat([row[1:] for row in starts])
-        self._bounds = torch.tensor(ends)
         self.sizes = (self._stops - self._starts).float()
         self.clusters = _Level(fine, means, self.sizes, head)
         before = [0, *torch.tensor([s.clusters for s in segments]).cumsum(0).tolist()]
@@ -96,16 +102,9 @@ class HeadIndex:
         clusters = clusters.sort().values
         return ranges(self._starts[clusters], self._stops[clusters])
 
-    def rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [n, D] of tokens numbered so, ascending."""
-        edges = torch.searchsorted(tokens, self._bounds).tolist()
-        keys, values = [], []
-        for number, segment in enumerate(self._segments):
-            own = tokens[edges[number] : edges[number + 1]] - self._bounds[number]
-            k, v = segment.rows(self._head, own)
-            keys.append(k)
-            values.append(v)
-        return torch.cat(keys), torch.cat(values)
+    def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V [n, D] of the tokens of some clusters, in the order of `inside_clusters`."""
+        return cluster_rows(self._segments, self._head, clusters.sort().values, self._fetch)
 
 
 class _Level:
@@ -142,7 +141,7 @@ def _block(
     z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
     order = torch.argsort(_shares(near, z), descending=True)
     chosen = order[sizes[order].cumsum(0) <= rules.retrieved * index.tokens]
-    k, v = (rows[None].to(q.dtype) for rows in index.rows(index.inside_clusters(inside[chosen])))
+    k, v = (rows[None].to(q.dtype) for rows in index.rows(inside[chosen]))
     exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     near[:, chosen] = 0
     _shares(coarse, z)

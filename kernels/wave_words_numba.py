@@ -83,7 +83,9 @@ PROGRESS = np.int64(124)
 Q_TURNED = np.int64(127)  # float32 [Hq, D]: `rotate` of Q, for int4
 PART_BASE = np.int64(130)  # float32 [T * 2 * G, TILE]: scores of the centres, of two tiles
 PART_CENTRE = np.int64(133)  # float32 [T, D]: a centre
-WORDS = 136
+# int64 [H, candidates]: addresses of the retrieved; no rows where all are where the table says
+PLACE = np.int64(136)
+WORDS = 139
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)

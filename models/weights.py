@@ -23,11 +23,13 @@ from .checkpoint import DTYPE_BYTES, StoredTensor, checkpoint_bytes, read_checkp
 from .config import ModelConfig
 from .decoder import Decoder
 from .families import FAMILIES, Family
-from .json_reader import listed, shown
+from .json_reader import JsonReader, listed, shown
 from .quantised import bits_of, install
 
-__all__ = ["checkpoint_bytes", "checkpoint_dtype", "load_decoder"]
+__all__ = ["checkpoint_bytes", "checkpoint_dtype", "declared_dtype", "load_decoder"]
 
+DECLARED = ("float32", "bfloat16", "float16")
+"""Dtypes of weights, as config.json names them."""
 _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -76,6 +78,16 @@ def checkpoint_dtype(folder: Path, config: ModelConfig) -> torch.dtype:
     with torch.device("meta"):
         decoder = Decoder(config)
     return _common_dtype(_matched(folder, config, decoder).values())
+
+
+def declared_dtype(reader: JsonReader) -> torch.dtype:
+    """Of config.json; float32 where it says nothing, as in transformers."""
+    key = "dtype" if reader.has("dtype") else "torch_dtype"
+    name = reader.text(key) if reader.has(key) else "float32"
+    if name not in DECLARED:
+        raise reader.mistyped(key, f"one of {', '.join(DECLARED)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _matched(folder: Path, config: ModelConfig, decoder: Decoder) -> dict[str, StoredTensor]:

@@ -96,6 +96,20 @@ def budget(text: str) -> float | None:
 budget.__name__ = "budget (auto or a fraction)"
 
 
+UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def size(text: str) -> int:
+    """`4G`, `512MiB`, `1.5 GB` or `1000000` as bytes; a unit is a power of 1,024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if found is None:
+        raise ValueError(text)
+    return int(float(found[1]) * (1 << UNITS[found[2]]))
+
+
+size.__name__ = "size (such as 4G or 512M)"
+
+
 def page_ranges(text: str) -> tuple[tuple[int, int], ...]:
     """`7,1-4,3-5` as ((1, 5), (7, 7)): in order, apart, the first page is 1."""
     ranges: list[tuple[int, int]] = []

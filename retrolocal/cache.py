@@ -56,8 +56,15 @@ class DenseCache:
         """Everything held, as `load` takes it; valid until the next token."""
         return dict(zip(("k", "v"), self._buffer.view(), strict=True))
 
+    def saved_to(self, number: int, stored: object) -> None:
+        """There are no segments."""
+
     def load(
-        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+        self,
+        segments: Sequence[Mapping[str, Tensor]],
+        rest: Mapping[str, Tensor],
+        tokens: int,
+        stored: Sequence[object] = (),
     ) -> None:
         """An empty cache becomes the one that was saved."""
         self._buffer.replace(rest["k"], rest["v"])
@@ -127,8 +134,15 @@ class RingCache:
         """The tokens held, as `load` takes them."""
         return {} if self._held is None else dict(zip(("k", "v"), self._held, strict=True))
 
+    def saved_to(self, number: int, stored: object) -> None:
+        """There are no segments."""
+
     def load(
-        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+        self,
+        segments: Sequence[Mapping[str, Tensor]],
+        rest: Mapping[str, Tensor],
+        tokens: int,
+        stored: Sequence[object] = (),
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens."""
         self._tokens = tokens

@@ -11,7 +11,11 @@ from .config import SessionConfig
 from .crossover import Crossover, Shape, crossover, tokens_of
 from .models.config import ModelConfig
 from .wave.cache import Lengths, WaveCache, never
+from .wave.tiers import Tiers
 
+STEPPED = 64
+"""Tokens of a prompt behind a text that was read, up to which each goes through the index: so many
+steps cost less than attending to everything, and read less."""
 AnyCache = DenseCache | RingCache | WaveCache
 
 
@@ -22,8 +26,9 @@ def layer_caches(
     device: torch.device,
     *,
     expected: int = 0,
+    tiers: Tiers | None = None,
 ) -> list[AnyCache]:
-    """An empty cache for every layer.
+    """An empty cache for every layer; wave caches share `tiers`, or keep everything in memory.
 
     A text that is `expected` to be long enough for the index is clustered from its first segment
     on, so that what is kept of it does not depend on when that was noticed.
@@ -35,7 +40,8 @@ def layer_caches(
             return RingCache(window)
         if config.cache == "dense":
             return DenseCache()
-        return WaveCache(config.wave, layer=number, lengths=lengths)
+        store = None if tiers is None else tiers.store()
+        return WaveCache(config.wave, store, layer=number, lengths=lengths)
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
 
@@ -73,5 +79,8 @@ def wave_lengths(
         return 0 if expected > length else length
 
     return Lengths(
-        cluster=from_cluster, prefill=from_prefill, may_stay_dense=config.cache == "auto"
+        cluster=from_cluster,
+        prefill=from_prefill,
+        stepped=0 if config.prefill == "dense" else STEPPED,
+        may_stay_dense=config.cache == "auto",
     )

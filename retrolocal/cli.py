@@ -24,6 +24,7 @@ from .shared_options import (
     extraction_options,
     model_options,
     prefill_option,
+    ram_option,
     threads_option,
     wave_config,
     wave_options,
@@ -34,9 +35,11 @@ USAGE = """usage: retrolocal COMMAND [options]
 commands:
   chat       ask a model about a document, or talk to it
   ingest     read documents ahead, to ask about them at once later
-  bench      how fast: attention, decode, prefill
+  bench      how fast: attention, decode, prefill, buffer, reopen
   eval       how faithful: attention
   library    what has been read: list, show, verify, rm, gc, path
+  plan       what a model and a text take here, in memory and time, and what fits
+  doctor     whether all is here that the program needs, and what to do
 
 options:
   -h, --help  show this help, or that of a command
@@ -101,6 +104,14 @@ def _run(words: list[str]) -> int:
         from .library.command import library
 
         return library(rest)
+    if command == "plan":
+        from .plan import plan
+
+        return plan(rest)
+    if command == "doctor":
+        from .doctor import doctor
+
+        return doctor(rest)
     raise UsageError(f"there is no command {command!r}; see retrolocal --help")
 
 
@@ -231,6 +242,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
+        ram=arguments.ram,
         revision=arguments.revision,
         offline=arguments.offline,
     )
@@ -282,6 +294,7 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         help="tokens of context (default: 0, as many as the model has positions for)",
     )
     batch_option(group)
+    ram_option(group)
 
 
 def _answer_options(group: argparse._ArgumentGroup) -> None:

@@ -184,6 +184,8 @@ class SessionConfig:
     """Tokens of a prompt read at once."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
+    ram: int = 0
+    """Bytes of memory that the process may use; what is more lies in a file. 0: what is free."""
     revision: str | None = None
     offline: bool = False
 
@@ -197,6 +199,10 @@ class SessionConfig:
             raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
         if self.batch_size < 1:
             raise UsageError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        if self.ram < 0:
+            raise UsageError(f"--ram is {self.ram:,}; give bytes, or 0 (all that are free)")
+        if self.ram and self.device == "cuda":
+            raise UsageError("--ram bounds what a CPU computes with; leave it out on a GPU")
         if not 0 <= self.threads <= MAX_THREADS:
             raise UsageError(f"--threads is {self.threads}; give 0 (automatic) to {MAX_THREADS}")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import UsageError
 from .generate import Model, Progress, SteppedCache, prefill
 from .statistics import CacheStatistics
+from .wave.buffer.source import Stored
 
 
 class ContextCache(SteppedCache, Protocol):
@@ -25,8 +26,13 @@ class ContextCache(SteppedCache, Protocol):
     def settle(self) -> None: ...
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]: ...
     def saved_rest(self) -> dict[str, Tensor]: ...
+    def saved_to(self, number: int, stored: Stored) -> None: ...
     def load(
-        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+        self,
+        segments: Sequence[Mapping[str, Tensor]],
+        rest: Mapping[str, Tensor],
+        tokens: int,
+        stored: Sequence[Stored] = (),
     ) -> None: ...
     def read_from(self) -> Tensor | None: ...
     def statistics(self) -> CacheStatistics: ...
@@ -56,9 +62,10 @@ class Context:
         device: torch.device,
         stopped: Callable[[], bool],
         piece_end: Callable[[int], int] = lambda tokens: 1 << 62,
+        closing: Callable[[], None] = lambda: None,
     ) -> None:
         """`piece_end(n)` is the length above n up to which the head is read next; by default it
-        is read in one piece."""
+        is read in one piece. `closing` is called by `close`."""
         self.caches = caches
         self.tokens = 0
         """Tokens in the caches."""
@@ -75,6 +82,7 @@ class Context:
         self._device = device
         self._stopped = stopped
         self._piece_end = piece_end
+        self._closing = closing
         self._marks: list[Mark] = []
 
     @property
@@ -89,6 +97,10 @@ class Context:
     @property
     def head_is_read(self) -> bool:
         return bool(self._marks)
+
+    def close(self) -> None:
+        """Gives back what the caches share; the context is of no use any more. Idempotent."""
+        self._closing()
 
     def loaded(self, tokens: int) -> None:
         """So many tokens of the head are in the caches: they were loaded."""
@@ -112,9 +124,8 @@ class Context:
                 if self.tokens == end:
                     on_piece(end)
                 yield Progress("prefill", before - start + progress.done, total - start)
-        if start < total:
-            for cache in self.caches:
-                cache.settle()
+        for cache in self.caches:
+            cache.settle()
         self._marks = [self.here()]
 
     def read(self, ids: Sequence[int], dialogue: str) -> Generator[Progress, None, Tensor]:

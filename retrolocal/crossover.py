@@ -8,28 +8,25 @@ processor, number of threads, shape and settings.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import __version__
 from .config import WaveConfig
+from .device import device_name
 from .kernels.attention import full_attention
 from .kernels.codecs import Codec, encode_rows
 from .kernels.segment import Level, Segment, SegmentTable
 from .kernels.wave_attention import compiled, wave_attention
 from .kernels.wave_prefill import wave_prefill
-from .paths import cache_dir
+from .remembered import remember, remembered
 from .wave.clustering import INDEX_DTYPES
 from .wave.index import selection
 from .wave.prefill import BLOCK_TOKENS, blocks
@@ -38,6 +35,7 @@ from .wave.zones import groups, outliers
 LONGEST = 32
 """Segments up to which is looked; a machine on which wave does not pay by then stays dense."""
 REPEATS = 7
+FILE = "crossover.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +59,13 @@ class Crossover:
 
 def crossover(shape: Shape, config: WaveConfig) -> Crossover:
     """Measured now, or on an earlier day."""
-    file, key = cache_dir() / "crossover.json", _key(shape, config)
-    known = _read(file)
-    if key not in known:
-        measured = Crossover(decode=_decode(shape, config), prefill=_prefill(shape, config))
-        known = _read(file) | {key: asdict(measured)}
-        _write(file, known)
-    return Crossover(**known[key])
+    key, fields = _key(shape, config), {field.name for field in dataclasses.fields(Crossover)}
+    known = remembered(FILE, fields)
+    if key in known:
+        return Crossover(**known[key])
+    measured = Crossover(decode=_decode(shape, config), prefill=_prefill(shape, config))
+    remember(FILE, key, asdict(measured))
+    return measured
 
 
 def tokens_of(segments: int | None, config: WaveConfig) -> int:
@@ -185,42 +183,11 @@ def _regular(k: Tensor, v: Tensor, config: WaveConfig) -> Segment:
 
 
 def _key(shape: Shape, config: WaveConfig) -> str:
-    device = platform.processor() or platform.machine()
-    if shape.device.type == "cuda":
-        device = torch.cuda.get_device_name(shape.device)
-    elif (cpuinfo := Path("/proc/cpuinfo")).is_file():
-        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
-        device = next((x.partition(":")[2].strip() for x in lines if "model name" in x), device)
     parts = (
         f"retrolocal {__version__}",
         f"torch {torch.__version__}",
-        f"{device}, {torch.get_num_threads()} threads, compiled {compiled()}",
+        f"{device_name(shape.device)}, {torch.get_num_threads()} threads, compiled {compiled()}",
         f"{shape.q_heads}/{shape.kv_heads} x {shape.head_dim} {shape.dtype}",
         json.dumps(asdict(config), sort_keys=True),
     )
     return "; ".join(parts)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What was measured before; nothing when the file is missing or damaged."""
-    try:
-        known = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    fits = {"decode", "prefill"}
-    return {k: v for k, v in known.items() if isinstance(v, dict) and set(v) == fits}
-
-
-def _write(file: Path, known: dict[str, Any]) -> None:
-    """Replaces the file at once. Without a writable cache directory the next run measures again."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=file.name, delete=False
-        ) as temporary:
-            json.dump(known, temporary, indent=1)
-        os.replace(temporary.name, file)
-    except OSError:
-        return

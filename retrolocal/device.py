@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 
 from .config import SessionConfig
@@ -28,3 +31,14 @@ def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.devic
     if config.quant != "none" and device.type == "cpu":
         return torch.bfloat16
     return torch.float32 if (stored, device.type) == (torch.float16, "cpu") else stored
+
+
+def device_name(device: torch.device) -> str:
+    """The processor or GPU as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if not cpuinfo.is_file():
+        return name
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)

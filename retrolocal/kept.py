@@ -8,24 +8,30 @@ The tail is what follows the last piece: perhaps shorter segments, and the rest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from .context import ContextCache
+from .wave.buffer.source import FileSource, Stored
 
-MAPPED = ("blocks", "permutation")
+BLOCKS = "blocks"
+MAPPED = (BLOCKS, "permutation")
 """Tensors of a segment that stay in their file until they are touched."""
 
 
-class Stored(Protocol):
+class Part(Protocol):
     """A piece or a tail as it was kept; `library.Segment` is one."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
     def tensor(self, name: str) -> Tensor: ...
     def load(self, name: str) -> Tensor: ...
+    def location(self, name: str) -> tuple[Path, int, int]: ...
+    def check(self, name: str | None = None, start: int = 0, stop: int | None = None) -> None: ...
 
 
 def piece_tensors(caches: Sequence[ContextCache], number: int) -> dict[str, Tensor] | None:
@@ -53,35 +59,72 @@ def tail_tensors(caches: Sequence[ContextCache], pieces: int) -> dict[str, Tenso
     return tensors
 
 
-def load(caches: Sequence[ContextCache], stored: Sequence[Stored], tokens: int) -> None:
+def load(
+    caches: Sequence[ContextCache], parts: Sequence[Part], tokens: int, *, checked: bool = True
+) -> None:
     """Empty caches become those of so many tokens: pieces in order, perhaps a tail behind them.
 
-    Small tensors are checked and copied; keys and values stay where they are. Raises what `stored`
-    raises for damage; the caches are then still empty.
+    Small tensors are checked and copied; keys and values stay where they are, and are checked when
+    they are first touched unless they are `checked` already. Raises what `parts` raise for damage;
+    the caches are then still empty.
     """
+    files = [_File(part, checked=checked) for part in parts]
     held = [
         (
-            [one for part in stored for one in _segments(part, layer)],
-            _collect(stored[-1], f"{layer}.rest.", stored[-1].load),
+            [one for part in parts for one in _segments(part, layer)],
+            _collect(parts[-1], f"{layer}.rest.", parts[-1].load),
+            [one for file in files for one in file.blocks(layer)],
         )
         for layer in range(len(caches))
     ]
-    for cache, (segments, rest) in zip(caches, held, strict=True):
-        cache.load(segments, rest, tokens)
+    for cache, (segments, rest, stored) in zip(caches, held, strict=True):
+        cache.load(segments, rest, tokens, stored)
 
 
-def _segments(part: Stored, layer: int) -> Iterable[dict[str, Tensor]]:
+def moved(caches: Sequence[ContextCache], number: int, part: Part) -> None:
+    """Piece `number` of a text, just kept as `part`, need not be anywhere else on a disk."""
+    file = _File(part, checked=True)
+    for layer, cache in enumerate(caches):
+        for stored in file.blocks(layer):
+            cache.saved_to(number, stored)
+
+
+class _File:
+    """The file of a part, opened when its bytes are first asked for, once for all of them."""
+
+    def __init__(self, part: Part, *, checked: bool) -> None:
+        self._part, self._checked = part, checked
+        self._whole: FileSource | None = None
+
+    def blocks(self, layer: int) -> Iterable[Stored]:
+        """Those of the segments of a layer, in order."""
+        for number in _numbers(self._part, layer):
+            name = f"{layer}.segment.{number}.{BLOCKS}"
+            check = None if self._checked else functools.partial(self._part.check, name)
+            yield Stored(functools.partial(self._open, name), check)
+
+    def _open(self, name: str) -> FileSource:
+        path, start, bytes = self._part.location(name)
+        if self._whole is None:
+            self._whole = FileSource(path)
+        return self._whole.part(start, bytes)
+
+
+def _numbers(part: Part, layer: int) -> list[int]:
+    """Of the segments of a layer."""
     prefix = f"{layer}.segment."
-    numbers = {int(name.split(".")[2]) for name in part.names if name.startswith(prefix)}
+    return sorted({int(name.split(".")[2]) for name in part.names if name.startswith(prefix)})
 
+
+def _segments(part: Part, layer: int) -> Iterable[dict[str, Tensor]]:
     def get(name: str) -> Tensor:
         return part.tensor(name) if name.rpartition(".")[2] in MAPPED else part.load(name)
 
-    for number in sorted(numbers):
-        yield _collect(part, f"{prefix}{number}.", get)
+    for number in _numbers(part, layer):
+        yield _collect(part, f"{layer}.segment.{number}.", get)
 
 
-def _collect(part: Stored, prefix: str, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
+def _collect(part: Part, prefix: str, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): get(n) for n in part.names if n.startswith(prefix)}
 
 

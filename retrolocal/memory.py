@@ -1,11 +1,13 @@
-"""What a model and a context of a given length need, against what the machine has free.
+"""What a model and a context of a given length need, against what there is, and what goes where.
 
 Pure arithmetic on the configuration and on figures of psutil and the control group; it is asked
-before anything large is allocated.
+before anything large is allocated. Clustered keys and values that do not fit into memory may lie
+in a file; everything else has to fit.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,10 @@ from .kernels.codecs import CODED, Codec
 from .models.config import ModelConfig
 
 GIB = 1 << 30
+LEAST_CACHE = 0.02
+"""Share of the clustered keys and values that a block cache holds at least."""
+IN_PLACE = 7 / 8
+"""Share of the memory left that keys and values may grow to before the next go to a file."""
 INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
 """Of an element of the wave index."""
 
@@ -28,12 +34,29 @@ class MemoryEstimate:
     weights: int
     cache: int
     """Keys and values of the whole context, with the wave index where there is one."""
+    stored: int = 0
+    """Of the cache, the clustered keys and values, which may lie in a file."""
+    index: int = 0
+    """Of the cache, the wave index."""
     workspace: int
     """Activations of one prefill chunk."""
+    loading: int = 0
+    """Beside the weights while they are loaded, before there is a cache."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.workspace
+        """At the peak of reading, or of loading if that takes more."""
+        return self.weights + max(self.cache + self.workspace, self.loading)
+
+    @property
+    def in_memory(self) -> int:
+        """What cannot lie in a file; a block cache comes on top."""
+        return self.total - self.stored
+
+    @property
+    def least(self) -> int:
+        """With the smallest block cache."""
+        return self.in_memory + int(LEAST_CACHE * self.stored)
 
 
 def estimate(
@@ -44,20 +67,21 @@ def estimate(
     tokens: int,
     chunk_tokens: int,
     wave: WaveConfig | None,
+    loading: int = 0,
 ) -> MemoryEstimate:
     """`weight_bytes` in the dtype they will have; `wave` is None for dense caches."""
     row_bytes = 2 * config.head_dim * element_bytes
     stored_bytes, chunk = row_bytes, min(tokens, chunk_tokens)
     if wave is not None and wave.store_type in CODED:
         stored_bytes = Codec(CODED[wave.store_type]).token_bytes(config.head_dim)
-    cache = originals = 0
+    cache = stored = originals = 0
     index = 0.0
     for layer in config.layers:
         held = tokens if layer.window is None else min(tokens, layer.window)
         if layer.window is not None or wave is None:
             cache += held * config.kv_heads * row_bytes
         else:
-            cache += held * config.kv_heads * stored_bytes
+            stored += held * config.kv_heads * stored_bytes
             if stored_bytes != row_bytes:
                 # Those of a chunk, in case its reading is interrupted.
                 originals += chunk * config.kv_heads * row_bytes
@@ -73,7 +97,10 @@ def estimate(
     clustering = 0 if wave is None else wave.segment_tokens * config.kv_heads * config.head_dim * 16
     return MemoryEstimate(
         weights=weight_bytes,
-        cache=cache + int(index),
+        cache=cache + stored + int(index),
+        stored=stored,
+        index=int(index),
+        loading=loading,
         workspace=chunk * per_token * element_bytes
         + config.vocab_size * 8
         + clustering
@@ -88,8 +115,99 @@ def available_bytes() -> int:
     return min([free, *(limit for limit in limits if limit is not None)])
 
 
+def resident_bytes() -> int:
+    """Bytes of memory that this process has now."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where clustered keys and values go."""
+
+    ram: int
+    """Bytes that stay in memory."""
+    cache: int
+    """Bytes of block caches for what does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a run may use in all, itself and all that it needs included."""
+
+    bytes: int
+    words: str
+    """`4.0 GiB are free`."""
+
+
+def limit(ram: int, used: int) -> Limit:
+    """`--ram` (0: not given) or what the machine has free, whichever is less.
+
+    `used` bytes this process has already; they count.
+    """
+    free = available_bytes() + used
+    if ram and ram <= free:
+        return Limit(ram, f"--ram is {ram / GIB:.1f}")
+    return Limit(free, f"{(free - used) / GIB:.1f} GiB are free")
+
+
+def place(needed: MemoryEstimate, limit: Limit, used: int) -> Placement | None:
+    """Where keys and values go under a limit, of which `used` bytes are taken; None: nowhere."""
+    left = limit.bytes - used - needed.in_memory
+    if needed.stored <= left:
+        ram = max(needed.stored, int(IN_PLACE * left))
+        return Placement(ram, left - ram)
+    if limit.bytes - used >= needed.least:
+        return Placement(0, min(left, needed.stored))
+    return None
+
+
+def placed(
+    needed: MemoryEstimate, limit: Limit, used: int, *, model: str, tokens: int
+) -> Placement:
+    """`place`; raises MemoryLimitError with both figures when it does not fit at all."""
+    found = place(needed, limit, used)
+    if found is not None:
+        return found
+    file = needed.stored > 0
+    hint = (
+        "close other programs or take a smaller model"
+        if needed.weights > limit.bytes
+        else "give a shorter text or a model with fewer KV heads"
+    )
+    if limit.words.startswith("--ram"):
+        hint = f"{hint}, or more --ram"
+    bytes = used + (needed.least if file else needed.total)
+    raise MemoryLimitError(
+        f"{model} with {tokens:,} tokens needs about {bytes / GIB:.1f} GiB"
+        + (" even with its keys and values in a file" if file else "")
+        + f" (program {used / GIB:.1f}, weights {needed.weights / GIB:.1f}, "
+        f"cache {(needed.cache - needed.stored) / GIB:.1f}, "
+        + (f"block cache {(needed.least - needed.in_memory) / GIB:.1f}, " if file else "")
+        + f"workspace {needed.workspace / GIB:.1f}) and {limit.words}: {hint}"
+    )
+
+
+def require_file(needed: MemoryEstimate, found: Placement, folder: Path, *, tokens: int) -> None:
+    """Raises MemoryLimitError when what is not in memory does not fit into `folder` either."""
+    bytes = 0 if found.ram >= needed.stored else needed.stored
+    free = disk_free(folder)
+    if bytes > free:
+        raise MemoryLimitError(
+            f"{tokens:,} tokens have {bytes / GIB:.1f} GiB of keys and values, more than fit into "
+            f"memory, and {folder} has {free / GIB:.1f} GiB free: free the disk, give a shorter "
+            "text or --store-type int4"
+        )
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(there).free
+
+
 def require(needed: MemoryEstimate, *, model: str, tokens: int) -> None:
-    """Raises MemoryLimitError with both figures when it does not fit."""
+    """Raises MemoryLimitError with both figures when it does not fit into memory as a whole."""
     free = available_bytes()
     if needed.total <= free:
         return

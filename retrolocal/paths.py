@@ -26,6 +26,14 @@ def cache_dir() -> Path:
     return user_cache_path("retrolocal", appauthor=False)
 
 
+def spill_dir() -> Path:
+    """Where keys and values go that do not fit into memory, in files without a name.
+
+    Not the folder for temporary files, which is memory on many systems.
+    """
+    return cache_dir() / "store"
+
+
 def library_dir() -> Path:
     """Documents that have been read: `$RETROLOCAL_LIBRARY`, else the user's data directory
     (`$XDG_DATA_HOME/retrolocal/library`)."""

@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from .arguments import size
 from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import (
@@ -36,16 +37,17 @@ from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, generate_tokens, stream_text
-from .head import Heads
+from .head import Head, Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
 from .loading import open_decoder
-from .memory import MemoryEstimate, estimate, require
+from .memory import MemoryEstimate, Placement
 from .models.config import read_config
 from .models.decoder import Decoder
-from .models.quantised import weight_bytes
 from .models.weights import checkpoint_dtype
+from .paths import spill_dir
+from .planning import Room
 from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
@@ -55,6 +57,7 @@ from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
+from .wave.tiers import Tiers
 from .wave.zones import piece_end
 
 
@@ -72,13 +75,14 @@ def load(
     ctx_size: int = 0,
     batch_size: int = 8192,
     threads: int = 0,
+    ram: int | str = 0,
     revision: str | None = None,
     offline: bool = False,
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig`; raises UsageError for a value that
-    makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
+    UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = SessionConfig(
         device=cast(Device, device),
@@ -94,6 +98,7 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
+        ram=_bytes(ram),
         revision=revision,
         offline=offline,
     )
@@ -125,7 +130,7 @@ class Session:
         self.device = choose_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
-        self._weight_bytes, _ = weight_bytes(self.model_config, self.dtype, config.quant)
+        self._room = Room(name, self.model_config, config, self.dtype, self.device)
         eos = _known(self.tokenizer, self.tokenizer.eos_token)
         self._defaults = generation_defaults(folder, stop_ids=eos)
         self._end_ids = self._defaults.stop_ids
@@ -211,7 +216,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        self._context = None
+        self._drop_context()
 
     def statistics(self) -> CacheStatistics | None:
         """The figures of the conversation's caches, also while it is answered; None before."""
@@ -226,7 +231,7 @@ class Session:
     def documents_estimate(self) -> tuple[int, MemoryEstimate]:
         """Tokens of the documents, and what reading them takes beside the weights."""
         head = self._heads.of(self._conversation.documents)
-        return len(head.ids), self._estimate(len(head.ids), weight_bytes=0)
+        return len(head.ids), self._room.context(len(head.ids), kept=head.kept)
 
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
@@ -271,7 +276,8 @@ class Session:
             options = replace(options, sampling=replace(sampling, temperature=temperature))
         names = tuple(str(file) for file in files)
         if names != self._files:
-            self._files, self._file_context = None, None
+            self._files = None
+            self._drop_file_context()
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
             self._files = names
@@ -322,8 +328,9 @@ class Session:
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
-        self._context = self._file_context = self._files = None
-        self._file_documents = ()
+        self._drop_context()
+        self._drop_file_context()
+        self._files, self._file_documents = None, ()
         self._heads.forget()
         self._decoder = None
         if self._shelf is not None:
@@ -340,9 +347,24 @@ class Session:
             raise UsageError("the session is closed; open a new one")
         return self._decoder
 
-    def _caches(self, expected: int = 0) -> list[AnyCache]:
+    def _drop_context(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
+
+    def _drop_file_context(self) -> None:
+        context, self._file_context = self._file_context, None
+        if context is not None:
+            context.close()
+
+    def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
         return layer_caches(
-            self.model_config, self.config, self.dtype, self.device, expected=expected
+            self.model_config,
+            self.config,
+            self.dtype,
+            self.device,
+            expected=expected,
+            tiers=tiers,
         )
 
     def _conversation_context(self) -> Context:
@@ -352,14 +374,19 @@ class Session:
 
     def _new_context(self, conversation: Conversation) -> Context:
         head = self._heads.of(conversation.documents)
+        found = self._placement(head)
+        tiers = None
+        if found is not None:
+            tiers = Tiers(ram_bytes=found.ram, cache_bytes=found.cache, folder=spill_dir())
         return Context(
             self._open_decoder(),
-            self._caches(expected=len(head.ids)),
+            self._caches(expected=len(head.ids), tiers=tiers),
             head.ids,
             chunk_tokens=self.config.batch_size,
             device=self.device,
             stopped=lambda: self._stopped,
             piece_end=lambda tokens: piece_end(tokens, self.config.wave),
+            closing=(lambda: None) if tiers is None else tiers.close,
         )
 
     def _read_head(
@@ -374,7 +401,7 @@ class Session:
             documents,
             opening=head.opening,
             page_map=head.places.tobytes,
-            expected_bytes=self._estimate(len(head.ids), weight_bytes=0).cache,
+            expected_bytes=self._room.context(len(head.ids), kept=head.kept).cache,
         )
 
     def _answer(
@@ -479,23 +506,23 @@ class Session:
         head = self._heads.of(tuple(documents))
         if documents:
             self._require_positions(len(head.ids) + 1)
-        # What is kept stays in its files, whose pages the system can take back.
-        tokens = 0 if head.kept else len(head.ids)
-        needed = self._estimate(
-            tokens, weight_bytes=self._weight_bytes if self._decoder is None else 0
-        )
-        if self.device.type == "cpu":
-            require(needed, model=self.name, tokens=tokens)
+        self._placement(head)
 
-    def _estimate(self, tokens: int, *, weight_bytes: int) -> MemoryEstimate:
-        return estimate(
-            self.model_config,
-            weight_bytes=weight_bytes,
-            element_bytes=self.dtype.itemsize,
-            tokens=tokens,
-            chunk_tokens=self.config.batch_size,
-            wave=None if self.config.cache == "dense" else self.config.wave,
+    def _placement(self, head: Head) -> Placement | None:
+        """Where this head's keys and values go; None where memory is not the CPU's."""
+        return self._room.placed(
+            len(head.ids),
+            kept=head.kept,
+            loaded=self._decoder is not None,
+            spilling=self._shelf is None,
         )
+
+
+def _bytes(ram: int | str) -> int:
+    try:
+        return ram if isinstance(ram, int) else size(ram)
+    except ValueError:
+        raise UsageError(f"ram is {ram!r}; give bytes, or a size such as '4G'") from None
 
 
 def _known(tokenizer: Tokenizer, token: str | None) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace, _ArgumentGroup
 from typing import TYPE_CHECKING
 
-from .arguments import budget, page_ranges
+from .arguments import budget, page_ranges, size
 from .config import DOCUMENT_STORE, StoreType, WaveConfig, environment
 from .errors import UsageError
 
@@ -151,7 +151,8 @@ def prefill_option(group: _ArgumentGroup) -> None:
         default="auto",
         metavar="auto|dense|wave",
         help="how a long prompt is read: exactly (dense), or through the index from the length on "
-        "where that is faster, with an error of its own (wave); auto is dense",
+        "where that is faster, with an error of its own (wave); auto is dense but for questions "
+        "of up to 64 tokens behind a text",
     )
 
 
@@ -190,6 +191,17 @@ def budget_option(group: _ArgumentGroup) -> None:
         metavar="auto|FRACTION",
         help="share of the text attended exactly in a step; 1 is dense attention (auto: as much "
         "as the mass asks for, up to a few per cent)",
+    )
+
+
+def ram_option(group: _ArgumentGroup) -> None:
+    group.add_argument(
+        "--ram",
+        type=size,
+        default=0,
+        metavar="SIZE",
+        help="memory that the program may use, such as 4G: clustered keys and values beyond it lie "
+        "in a file, the most useful of them in memory (default: what is free)",
     )
 
 

@@ -23,7 +23,8 @@ from .ingest.token_map import TokenMap
 from .library import DocumentText, Entry, FileId, Identity, Library, Prefix, Writer
 
 CHECKED_WHOLE = 2 << 30
-"""Bytes of an entry up to which its keys and values are checked when it is opened."""
+"""Bytes of an entry up to which its keys and values are checked when it is opened; those of a
+larger one are when they are first touched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +147,8 @@ class Shelf:
         entry = self._entries.get(files)
         if entry is None or context.tokens or entry.tokens != context.head_tokens:
             return False
-        self._load(context, (*entry.segments(), entry.tail), entry.tokens)
+        parts = (*entry.segments(), entry.tail)
+        self._load(context, parts, entry.tokens, checked=_checked_whole(entry))
         return True
 
     def _sound(self, known: Prefix) -> Prefix:
@@ -158,8 +160,10 @@ class Shelf:
                 return Prefix(known.identity, known.segments[:number], (*known.damage, str(error)))
         return known
 
-    def _load(self, context: Context, parts: Sequence[kept.Stored], tokens: int) -> None:
-        kept.load(context.caches, parts, tokens)
+    def _load(
+        self, context: Context, parts: Sequence[kept.Part], tokens: int, *, checked: bool = True
+    ) -> None:
+        kept.load(context.caches, parts, tokens, checked=checked)
         context.loaded(tokens)
 
     def _writer(
@@ -218,6 +222,9 @@ class _Keeper:
         ids = self._context.head[self._tokens : tokens]
         try:
             self._writer.append_segment(np.array(ids), tensors)
+            if any(cache.statistics().file_bytes for cache in self._context.caches):
+                with self._writer.saved() as saved:
+                    kept.moved(self._context.caches, self._pieces, saved)
         except LibraryError as error:
             self._going = False
             self._failed(error)
@@ -273,12 +280,11 @@ def known_document(library: Library, unread: Unread) -> Document | None:
 
 def _check(entry: Entry) -> None:
     """Every byte of an entry up to `CHECKED_WHOLE` bytes, of a larger one all but the keys and
-    values, which stay on the disk until they are needed.
+    values, which stay on the disk until they are needed and are checked then.
 
     Raises DamagedError; the entry is closed then.
     """
-    parts = (*entry.segments(), entry.tail)
-    whole = sum(part.file.bytes for part in parts) <= CHECKED_WHOLE
+    parts, whole = (*entry.segments(), entry.tail), _checked_whole(entry)
     try:
         for part in parts:
             for name in part.names:
@@ -287,6 +293,11 @@ def _check(entry: Entry) -> None:
     except DamagedError:
         entry.close()
         raise
+
+
+def _checked_whole(entry: Entry) -> bool:
+    """Whether every byte is checked when it is opened."""
+    return sum(part.file.bytes for part in (*entry.segments(), entry.tail)) <= CHECKED_WHOLE
 
 
 def _files(documents: Sequence[Document]) -> tuple[FileId, ...]:

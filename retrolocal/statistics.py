@@ -32,6 +32,21 @@ class CacheStatistics:
     """Mean share of the attention mass that was attended exactly."""
     mass_estimated: float = 0.0
     """Mean share of the attention mass that was estimated."""
+    file_bytes: int = 0
+    """Of `bytes`, those in a file behind a block cache."""
+    block_cache_bytes: int = 0
+    """Bytes of the block cache."""
+    fetched: int = 0
+    """Clusters asked for since the last reset that are not read in place ..."""
+    hits: int = 0
+    """... and those of them that were in the block cache."""
+    slow_bytes: float = 0.0
+    """Mean bytes read from the file per step (summed over layers), those read ahead included."""
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Share of the fetched clusters that the block cache held; None when none was fetched."""
+        return self.hits / self.fetched if self.fetched else None
 
 
 def combine(layers: Iterable[CacheStatistics]) -> CacheStatistics:
@@ -53,4 +68,9 @@ def combine(layers: Iterable[CacheStatistics]) -> CacheStatistics:
         bytes_per_step=sum(layer.bytes_per_step for layer in whole),
         mass_exact=sum(layer.mass_exact for layer in whole) / count,
         mass_estimated=sum(layer.mass_estimated for layer in whole) / count,
+        file_bytes=sum(layer.file_bytes for layer in whole),
+        block_cache_bytes=sum(layer.block_cache_bytes for layer in whole),
+        fetched=sum(layer.fetched for layer in whole),
+        hits=sum(layer.hits for layer in whole),
+        slow_bytes=sum(layer.slow_bytes for layer in whole),
     )

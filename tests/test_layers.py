@@ -17,13 +17,25 @@ FOLDERS = {
 }
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
-    | {"shared_options", "measurement"},
+    | {"shared_options", "measurement", "remembered"},
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
-    {"generate", "conversation", "context", "memory", "loading", "fidelity", "crossover", "caches"}
+    {
+        "generate",
+        "conversation",
+        "context",
+        "memory",
+        "loading",
+        "machine",
+        "planning",
+        "expected_time",
+        "fidelity",
+        "crossover",
+        "caches",
+    }
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
     {"session"},
-    {"bench", "evaluate"},
+    {"bench", "evaluate", "plan", "doctor"},
     {"tui", "cli", "__main__"},
 ]
 WITHOUT_TORCH = {
@@ -38,6 +50,8 @@ WITHOUT_TORCH = {
         "chats",
         "shared_options",
         "measurement",
+        "plan",
+        "doctor",
         "cli",
         "__main__",
     ),

@@ -15,9 +15,11 @@ import pytest
 import retrolocal
 from retrolocal.bench.command import BENCHES
 from retrolocal.cli import chat_parser, main
+from retrolocal.doctor import doctor_parser
 from retrolocal.evaluate.command import EVALUATIONS
 from retrolocal.library.command import COMMANDS as LIBRARY
 from retrolocal.library.command import parser_of
+from retrolocal.plan import plan_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -85,6 +87,8 @@ HELP = [
     ["bench", "--help"],
     ["eval", "--help"],
     ["library", "--help"],
+    ["plan", "--help"],
+    ["doctor", "--help"],
     *(["bench", name, "--help"] for name in BENCHES),
     *(["eval", name, "--help"] for name in EVALUATIONS),
     *(["library", name, "--help"] for name in LIBRARY),
@@ -136,6 +140,8 @@ def test_exit_codes_of_usage(
 
 PARSERS = {
     "chat": chat_parser,
+    "plan": plan_parser,
+    "doctor": doctor_parser,
     **{f"bench {name}": one.parser for name, one in BENCHES.items()},
     **{f"eval {name}": one.parser for name, one in EVALUATIONS.items()},
     **{f"library {name}": partial(parser_of, name) for name in LIBRARY},

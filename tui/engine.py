@@ -82,6 +82,8 @@ class CacheFigures:
     mass_estimated: float
     hit_ratio: float | None = None
     """Share of the fetched clusters that the block cache held; None without a block cache."""
+    slow_bytes: float = 0.0
+    """Read from the slow tier per token."""
 
 
 @dataclass(frozen=True, slots=True)

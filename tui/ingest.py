@@ -1,5 +1,8 @@
 """`retrolocal ingest`: reads documents ahead and keeps them, with an honest clock.
 
+How long it will take is said before it starts where an earlier run has measured it: the pace of a
+model on this machine is fitted while it reads (`time_left`) and remembered.
+
 The first Ctrl-C finishes the piece that is being read and keeps it, the second leaves at once;
 either way the next start goes on there. With --json every line on stdout is one object.
 """
@@ -7,28 +10,35 @@ either way the next start goes on there. With --json every line on stdout is one
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..config import SessionConfig
+from ..device import device_name
 from ..errors import DocumentError
 from ..generate import Progress
 from ..ingest import Document, read_documents
 from ..library import Library
+from ..memory import disk_free
+from ..remembered import remember, remembered
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
-from .time_left import TimeLeft, spoken
+from .time_left import Pace, TimeLeft, about, spoken
 
 MEBI = 1 << 20
+PACES = "reading.json"
 
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
@@ -40,8 +50,9 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     with Session.open(
         arguments.model or "builtin", config, documents=documents, keeping=keeping
     ) as session:
-        _announce(session, documents, library, report)
-        return _read(session, documents, corpus, report)
+        pace = _Pace(session)
+        _announce(session, documents, library, pace.known, report)
+        return _read(session, documents, corpus, pace, report)
 
 
 def _documents(arguments: argparse.Namespace, library: Library, report: _Report) -> list[Document]:
@@ -72,11 +83,42 @@ def _documents(arguments: argparse.Namespace, library: Library, report: _Report)
     return documents
 
 
+class _Pace:
+    """How fast this session's model reads on this machine."""
+
+    def __init__(self, session: Session) -> None:
+        config = session.config
+        parts = (
+            f"retrolocal {__version__}",
+            f"{device_name(session.device)}, {torch.get_num_threads()} threads",
+            f"{session.name}, {session.dtype}",
+            repr(session.model_config),
+            f"{config.cache}, {config.prefill}, {config.batch_size}, {config.wave}",
+        )
+        self._key = hashlib.sha256("; ".join(parts).encode()).hexdigest()
+        found = remembered(PACES, ("intercept", "slope")).get(self._key)
+        self.known = None if found is None else Pace(**found)
+
+    def learn(self, pace: Pace | None) -> None:
+        if pace is not None:
+            remember(PACES, self._key, asdict(pace))
+
+
 def _announce(
-    session: Session, documents: list[Document], library: Library, report: _Report
+    session: Session,
+    documents: list[Document],
+    library: Library,
+    pace: Pace | None,
+    report: _Report,
 ) -> None:
     tokens, needed = session.documents_estimate()
-    free = shutil.disk_usage(_existing(library.path)).free
+    free = disk_free(library.path)
+    seconds = None if pace is None or session.documents_kept else pace.seconds(tokens)
+    long = ""
+    if seconds is not None:
+        long = f", {about(seconds)} at the pace of an earlier run"
+    elif not session.documents_kept:
+        long = ", for how long is known after the first pieces"
     report.say(
         {
             "event": "start",
@@ -86,14 +128,21 @@ def _announce(
             "free_bytes": free,
             "memory_bytes": needed.total,
             "kept": session.documents_kept,
+            "seconds_expected": None if seconds is None else round(seconds, 1),
         },
         f"{len(documents):,} document{'s' * (len(documents) != 1)}, {tokens:,} tokens: about "
         f"{needed.cache / MEBI:,.0f} MiB on disk ({free / MEBI:,.0f} free), "
-        f"{needed.total / MEBI:,.0f} MiB of memory while reading",
+        f"{needed.total / MEBI:,.0f} MiB of memory while reading{long}",
     )
 
 
-def _read(session: Session, documents: list[Document], corpus: str | None, report: _Report) -> int:
+def _read(
+    session: Session,
+    documents: list[Document],
+    corpus: str | None,
+    pace: _Pace,
+    report: _Report,
+) -> int:
     began, clock, last = time.monotonic(), TimeLeft(), Progress("prefill", 0, 0)
     with _interruptible() as interrupted:
         for last in session.read_documents():
@@ -101,11 +150,13 @@ def _read(session: Session, documents: list[Document], corpus: str | None, repor
             clock.advance(last.done, last.total, now)
             _show(last, clock.seconds(now), now - began, report)
             if interrupted() and last.done < last.total:
+                pace.learn(clock.fit())
                 report.say(
                     {"event": "stopped", "done": last.done, "total": last.total},
                     "stopped; what was read is kept: start it again to go on",
                 )
                 return 130
+    pace.learn(clock.fit())
     name = corpus or documents[0].name
     seconds = time.monotonic() - began
     text = f"{name} is ready: retrolocal chat " + (
@@ -148,11 +199,6 @@ def _interruptible() -> Iterator[Any]:
         yield lambda: presses > 0
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 class _Report:

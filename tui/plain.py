@@ -180,6 +180,10 @@ def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
             "mass_estimated": round(cache.mass_estimated, 6),
             "index_bytes": cache.index_bytes,
             "bytes_per_step": round(cache.bytes_per_step),
+            "file_bytes": cache.file_bytes,
+            "block_cache_bytes": cache.block_cache_bytes,
+            "hit_ratio": None if cache.hit_ratio is None else round(cache.hit_ratio, 4),
+            "slow_bytes": round(cache.slow_bytes),
         },
         "sources": [asdict(source) for source in reply.sources],
     }
@@ -213,6 +217,14 @@ def figures(session: Session, reply: Reply) -> list[str]:
             f" | attention {100 * cache.mass_exact:.1f} % exact, "
             f"{100 * cache.mass_estimated:.1f} % estimated"
         )
+    if cache.file_bytes:
+        held += (
+            f" | {cache.file_bytes / (1 << 20):,.1f} MiB of it in a file behind a block cache of "
+            f"{cache.block_cache_bytes / (1 << 20):,.1f}, "
+            f"{cache.slow_bytes / (1 << 20):,.2f} MiB read from it per step"
+        )
+        if cache.hit_ratio is not None:
+            held += f", {100 * cache.hit_ratio:.0f} % of the clusters found in memory"
     return [*lines, held]
 
 

@@ -259,6 +259,8 @@ class SessionEngine:
                 bytes_per_step=found.bytes_per_step,
                 mass_exact=found.mass_exact,
                 mass_estimated=found.mass_estimated,
+                hit_ratio=found.hit_ratio,
+                slow_bytes=found.slow_bytes,
             )
         control.emit(Measured(cache, _memory(self._opened()), generated))
 

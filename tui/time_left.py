@@ -7,6 +7,8 @@ steps measured here, and summed over the rest; there is no figure before three s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 STEPS_NEEDED = 3
 
 
@@ -40,6 +42,24 @@ class TimeLeft:
         expected = intercept * left + slope * left * (done + self._total) / 2
         return max(0.0, expected - (now - began))
 
+    def fit(self) -> Pace | None:
+        """What was measured, to be told at another time; None before enough is measured."""
+        if len(self._steps) < STEPS_NEEDED:
+            return None
+        return Pace(*_fit(self._steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds per unit are intercept + slope x position."""
+
+    intercept: float
+    slope: float
+
+    def seconds(self, total: int) -> float:
+        """For everything from the beginning."""
+        return max(0.0, self.intercept * total + self.slope * total**2 / 2)
+
 
 def _fit(steps: list[tuple[float, int, float]]) -> tuple[float, float]:
     """Seconds per unit as intercept + slope x position, least squares weighted by size.
@@ -59,9 +79,14 @@ def _fit(steps: list[tuple[float, int, float]]) -> tuple[float, float]:
 
 def spoken(seconds: float) -> str:
     """`about 4:10 left`; rounded to ten seconds above two minutes."""
+    return f"{about(seconds)} left"
+
+
+def about(seconds: float) -> str:
+    """`about 4:10`."""
     whole = round(seconds)
     if whole > 120:
         whole = round(seconds / 10) * 10
     if whole >= 3600:
-        return f"about {whole // 3600}:{whole % 3600 // 60:02} h left"
-    return f"about {whole // 60}:{whole % 60:02} left"
+        return f"about {whole // 3600}:{whole % 3600 // 60:02} h"
+    return f"about {whole // 60}:{whole % 60:02}"

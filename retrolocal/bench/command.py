@@ -20,7 +20,7 @@ from ..shared_options import (
     wave_config,
     wave_options,
 )
-from .options import AttentionOptions, BufferOptions, SpeedOptions
+from .options import AttentionOptions, BufferOptions, ReopenOptions, SpeedOptions
 from .table import speed_table
 
 CLOSING = "Time generation after 128K tokens:  retrolocal bench decode -d 131072 --cache dense,wave"
@@ -160,6 +160,54 @@ def buffer_options(arguments: argparse.Namespace) -> BufferOptions:
     )
 
 
+def reopen_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal bench reopen",
+        "retrolocal bench reopen -f FILE [-m MODEL] [options]",
+        "Reads a document into a library, then times chats about it, each a program of its own, "
+        "against one about nothing.",
+    )
+    group = parser.add_argument_group("model and text")
+    model_options(group)
+    group.add_argument("-f", "--file", metavar="FILE", required=True, help="a document")
+    group.add_argument(
+        "-p",
+        "--prompt",
+        default="In the beginning",
+        metavar="TEXT",
+        help="what is asked (default: %(default)s)",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="where the library is made, and removed again (default: the system's temporary "
+        "folder, which may be memory)",
+    )
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="R",
+        help="programs of each kind (default: %(default)s)",
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
+    )
+    return parser
+
+
+def reopen_options(arguments: argparse.Namespace) -> ReopenOptions:
+    """Raises UsageError for what makes no sense."""
+    return ReopenOptions(
+        file=Path(arguments.file),
+        question=arguments.prompt,
+        model="builtin" if arguments.model is None else arguments.model,
+        folder=None if arguments.folder is None else Path(arguments.folder),
+        repeats=arguments.repeats,
+    )
+
+
 def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     """Raises UsageError for what contradicts itself."""
     return AttentionOptions(
@@ -188,6 +236,7 @@ def speed_options(arguments: argparse.Namespace) -> SpeedOptions:
         n_prompt=arguments.n_prompt,
         repetitions=arguments.repetitions,
         caches=arguments.cache,
+        in_file=arguments.in_file,
         session=SessionConfig(
             device=arguments.device,
             dtype=arguments.dtype,
@@ -230,6 +279,13 @@ BENCHES = {
         parser=buffer_parser,
         options=buffer_options,
         module="retrolocal.bench.buffer",
+        lines=facts_and_table,
+    ),
+    "reopen": Measurement(
+        summary="until a document that was read before is answered about",
+        parser=reopen_parser,
+        options=reopen_options,
+        module="retrolocal.bench.reopen",
         lines=facts_and_table,
     ),
 }
@@ -349,6 +405,13 @@ def _speed_options(
         default="auto",
         metavar="auto|dense|wave[,...]",
         help="auto: wave at a depth above 0, dense at depth 0 (default)",
+    )
+    cache.add_argument(
+        "--in-file",
+        type=float,
+        metavar="P",
+        help="time wave caches also with their clusters in a file, behind a block cache of P "
+        "percent of them",
     )
     wave_options(cache)
     prefill_option(cache)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 from typing import Any, cast
@@ -26,6 +27,10 @@ from ..generate import prefill
 from ..measurement import Progress, Result
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
+from ..paths import spill_dir
+from ..wave.buffer.prefetch import THREADS as READERS
+from ..wave.cache import WaveCache
+from ..wave.tiers import Tiers
 from .model import TimedModel, find_model, open_decoder, require_room
 from .options import SpeedOptions
 from .synthetic import AttentionData, structured_data
@@ -86,6 +91,47 @@ def _at_depth(
     caches = filled_caches(
         bench.model.config, session, data, depth, bench.model.dtype, bench.model.device
     )
+    rows = _timed(bench, caches, depth, kind)
+    if bench.options.in_file is None or kind != "wave" or depth == 0:
+        return rows
+    for readers in (0, READERS):
+        with in_file(caches, bench.options.in_file, session, readers) as (moved, tiers):
+            name = f"{kind}, file, " + (f"{readers} readers" if readers else "nothing ahead")
+            rows += _timed(bench, moved, depth, name, before=tiers.drop)
+    return rows
+
+
+@contextmanager
+def in_file(
+    caches: Sequence[AnyCache], percent: float, session: SessionConfig, readers: int
+) -> Iterator[tuple[list[AnyCache], Tiers]]:
+    """The same caches with the clusters of wave caches in a file."""
+    held = sum(cache.statistics().bytes for cache in caches if isinstance(cache, WaveCache))
+    tiers = Tiers(
+        ram_bytes=0, cache_bytes=int(held * percent / 100), folder=spill_dir(), readers=readers
+    )
+    try:
+        moved: list[AnyCache] = []
+        for cache in caches:
+            if isinstance(cache, WaveCache):
+                copied = WaveCache(session.wave, tiers.store(), layer=len(moved))
+                copied.load(cache.saved_segments(), cache.saved_rest(), cache.tokens)
+                moved.append(copied)
+            else:
+                moved.append(cache)
+        yield moved, tiers
+    finally:
+        tiers.close()
+
+
+def _timed(
+    bench: _Bench,
+    caches: Sequence[AnyCache],
+    depth: int,
+    kind: str,
+    before: Callable[[], None] = lambda: None,
+) -> list[dict[str, object]]:
+    """One row for each test; `before` is called before each repetition."""
     rows = []
     for prompt, generated in bench.options.tests:
         test = (f"pp{prompt}" if prompt else f"tg{generated}") + (f" @ d{depth}" if depth else "")
@@ -94,7 +140,9 @@ def _at_depth(
             total = bench.options.repetitions
             bench.progress(f"{label}: {number}/{total}, {speed:.2f} tokens/s")
 
-        timing = time_test(bench.decoder, caches, depth, prompt, generated, bench.options, report)
+        timing = time_test(
+            bench.decoder, caches, depth, prompt, generated, bench.options, report, before
+        )
         rows.append(_row(bench.model, kind, test, (prompt, generated, depth), timing))
     return rows
 
@@ -138,10 +186,11 @@ def time_test(
     generated: int,
     options: SpeedOptions,
     report: Callable[[int, float], None],
+    begin: Callable[[], None] = lambda: None,
 ) -> Timing:
     """Reads `prompt` tokens, or generates `generated` when that is 0; the caches stay as they are.
 
-    `report(number, tokens per second)` is called after each repetition.
+    `report(number, tokens per second)` is called after each repetition, `begin` before it.
     """
     device = decoder.embedding.weight.device
     generator = torch.Generator().manual_seed(options.seed)
@@ -162,6 +211,7 @@ def time_test(
     once(ids[: options.session.batch_size if prompt else 1])
     go_back()
     for number in range(1, options.repetitions + 1):
+        begin()
         steps = once(ids)
         go_back()
         timing.seconds.append(sum(steps))

@@ -22,13 +22,12 @@ from ..measurement import Progress
 from ..memory import MemoryEstimate, estimate, require
 from ..models.config import ModelConfig, parse_config, read_config
 from ..models.decoder import Decoder
-from ..models.json_reader import JsonReader, read_json
+from ..models.json_reader import read_json
 from ..models.quantised import quantise_decoder, weight_bytes
-from ..models.weights import checkpoint_dtype
+from ..models.weights import checkpoint_dtype, declared_dtype
 from ..paths import builtin_model
 from .options import SpeedOptions
 
-DTYPES = ("float32", "bfloat16", "float16")
 BLOCK = 1_048_583
 """Random numbers that are repeated through all weights; a prime, so that no two rows are equal."""
 
@@ -56,7 +55,7 @@ def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
     folder = None
     if options.random_weights:
         reader = read_json(_config_file(options.model), ConfigError)
-        config, stored = parse_config(reader), _declared_dtype(reader)
+        config, stored = parse_config(reader), declared_dtype(reader)
     else:
         folder = resolve_model(
             options.model,
@@ -159,16 +158,6 @@ def _config_file(name: str) -> Path:
             f"{path}: no such file; --weights random needs a config.json, or its folder"
         )
     return path
-
-
-def _declared_dtype(reader: JsonReader) -> torch.dtype:
-    """Of config.json; float32 where it says nothing, as in transformers."""
-    key = "dtype" if reader.has("dtype") else "torch_dtype"
-    name = reader.text(key) if reader.has(key) else "float32"
-    if name not in DTYPES:
-        raise reader.mistyped(key, f"one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _short_name(name: str) -> str:

@@ -166,6 +166,9 @@ class SpeedOptions:
     repetitions: int = 3
     caches: tuple[str, ...] = ("auto",)
     """As of `--cache`; each is timed."""
+    in_file: float | None = None
+    """Wave caches are timed once more with their clusters in a file, behind block caches of so many
+    percent of them, with and without reading ahead."""
     session: SessionConfig = field(default_factory=SessionConfig)
     """Device, dtype, threads, batch size, wave settings; its `cache` is not used."""
     seed: int = 0
@@ -184,6 +187,11 @@ class SpeedOptions:
         for cache in self.caches:
             SessionConfig(cache=cast(CacheKind, cache))
         _seed(self.seed)
+        if self.in_file is not None:
+            if not 0.0 < self.in_file <= 100.0:
+                raise UsageError(f"--in-file is {self.in_file:g}; give percent above 0, up to 100")
+            if "wave" not in self.caches or self.session.device == "cuda":
+                raise UsageError("--in-file needs --cache wave and a CPU")
         if not self.tests:
             raise UsageError("there is nothing to time; give --n-gen or --n-prompt above 0")
 
@@ -213,11 +221,49 @@ class SpeedOptions:
                 "depths are filled with structured synthetic keys and values, the same in every "
                 "layer, not by reading a text: speed depends on their shape and structure only"
             )
+        if self.in_file is not None:
+            notes.append(
+                f"a file is dropped from the page cache before each repetition; block caches of "
+                f"{self.in_file:g} % keep what earlier repetitions left in them"
+            )
         if self.random_weights:
             notes.append("the weights are random: speed is measured, not fidelity")
         if set(self.caches) - {"dense"} and any(prompt for prompt, _ in self.tests):
             notes.append("reading a prompt includes the clustering of what it adds to a wave cache")
         return notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReopenOptions:
+    """`retrolocal bench reopen`: until a document that was read before is answered about."""
+
+    file: Path
+    question: str = "In the beginning"
+    model: str = "builtin"
+    folder: Path | None = None
+    """Where the library is made, for as long as the run lasts; None: that for temporary files."""
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least("--repeats", self.repeats, 1)
+        if not self.model:
+            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        if not self.question.strip():
+            raise UsageError("--prompt is empty; give some words")
+        if not self.file.is_file():
+            raise UsageError(f"--file is {self.file}; give a document that is there")
+
+    @property
+    def compares(self) -> str:
+        return (
+            f"a whole program up to its first token: about {self.file.name}, which was read "
+            "before, with its files in the page cache and dropped from it, and about nothing; "
+            f"{self.model}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return ["seconds include the start of Python and PyTorch, and loading the model"]
 
 
 def _at_least(flag: str, number: int, least: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,11 @@ class Segment:
         from .tensors import mapped
 
         return mapped(self._open(), self._data_start, self._spec(name))
+
+    def location(self, name: str) -> tuple[Path, int, int]:
+        """The file in which the tensor `name` lies, where it begins, its bytes; raises KeyError."""
+        spec = self._spec(name)
+        return Path(self._label), self._data_start + spec.start, spec.bytes
 
     def load(self, name: str) -> Tensor:
         """The tensor `name`, checked and copied into memory; raises KeyError, DamagedError."""

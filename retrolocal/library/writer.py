@@ -27,7 +27,7 @@ from .manifest import MAX_SEGMENTS, Manifest, TensorFile
 from .objects import put_object
 from .publish import publish, write_all
 from .room import require_space, saving
-from .segment import open_segment, path_of
+from .segment import Segment, open_segment, path_of
 from .tensor_file import (
     PAD,
     TOKEN_IDS,
@@ -91,6 +91,12 @@ class Writer:
             segments = (*self._manifest.segments, segment)
             self._commit(replace(self._manifest, segments=segments))
         return key
+
+    def saved(self) -> Segment:
+        """The segment that was saved last, open for reading; raises DamagedError, LibraryError."""
+        segments = self._manifest.segments
+        parent = segments[-2].key if len(segments) > 1 else self._manifest.root
+        return open_segment(self._fs, "segment", segments[-1], parent)
 
     def finish(
         self,

@@ -24,6 +24,7 @@ from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
+from .buffer.source import Stored
 from .clustering import cluster_segment
 from .index import WaveIndex
 from .prefill import prefill_attention
@@ -52,6 +53,8 @@ class Lengths:
 
     cluster: Callable[[], int] = lambda: 0
     prefill: Callable[[], int] = never
+    stepped: int = 0
+    """So many tokens at once, behind what was settled, go through the index one by one."""
     may_stay_dense: bool = False
     """Whether `cluster` is above 0: what has no segment yet is then called a dense cache."""
 
@@ -107,6 +110,7 @@ class WaveCache:
         self._job: Job | None = None
         self._steps = Steps()
         self._asked: list[Tensor] = []
+        self._settled = False
 
     @property
     def tokens(self) -> int:
@@ -118,19 +122,22 @@ class WaveCache:
             return self._step(q, k, v)
         self._take_up(early=True)
         out, first, asked_from = [], 0, k.shape[1] - q.shape[1]
+        short = self._settled and k.shape[1] <= self._lengths.stepped
         while first < k.shape[1]:
             last = first + self._room(k.shape[1] - first)
             self._steady.append(k[:, first:last], v[:, first:last])
             self._tokens += last - first
             if last > asked_from:
                 piece = slice(max(0, first - asked_from), last - asked_from)
-                out.append(self._answer(q[:, piece]))
+                out.append(self._answer(q[:, piece], short=short))
             self._cut_full()
             first = last
         return torch.cat(out, dim=1) if out else torch.empty_like(q)
 
     def settle(self) -> None:
-        """Clusters what a generation would cluster soon, so that it is part of a snapshot."""
+        """The documents are read: clusters what a generation would cluster soon, so that it is part
+        of a snapshot. From now on short prompts go through the index."""
+        self._settled = True
         self._forget_originals()
         self._take_up(early=True)
         self._cut_full()
@@ -172,26 +179,35 @@ class WaveCache:
 
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
         """The segments from number `first` on, as `load` takes them."""
-        held = zip(self._index.segments, self._permutations, strict=True)
-        tensors = [segment_tensors(segment) | {PERMUTATION: order} for segment, order in held]
-        return tensors[first:]
+        return [
+            segment_tensors(self._whole(number)) | {PERMUTATION: self._permutations[number]}
+            for number in range(first, len(self._permutations))
+        ]
+
+    def saved_to(self, number: int, stored: Stored) -> None:
+        """The blocks of a segment lie in this file now, to stay there."""
+        self._store.moved(number, stored)
 
     def saved_rest(self) -> dict[str, Tensor]:
         """What is in no segment, as `load` takes it; valid until the next token."""
         return dict(zip(("k", "v"), self._steady.view(), strict=True))
 
     def load(
-        self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
+        self,
+        segments: Sequence[Mapping[str, Tensor]],
+        rest: Mapping[str, Tensor],
+        tokens: int,
+        stored: Sequence[Stored] = (),
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens.
 
-        Segments are not copied: they may lie in a mapped file.
+        Segments are not copied: they may lie in a mapped file. `stored` says in which files their
+        blocks lie. Raises StoreError; the cache is of no use then.
         """
         assert self._tokens == 0, "only an empty cache can be loaded"
-        for tensors in segments:
+        for number, tensors in enumerate(segments):
             segment = segment_of(tensors)
-            self._store.append(segment.blocks)
-            self._index.append(segment)
+            self._index.append(self._store.append(segment, stored[number] if stored else None))
             self._permutations.append(tensors[PERMUTATION])
             self._clustered_end += segment.tokens
         self._steady.replace(rest["k"], rest["v"])
@@ -200,6 +216,7 @@ class WaveCache:
     def reset_statistics(self) -> None:
         """Starts the means over steps anew; the last query of the prompt is the first asked."""
         self._steps = Steps()
+        self._store.reset_figures()
         del self._asked[:-1]
 
     def read_from(self) -> Tensor | None:
@@ -212,12 +229,14 @@ class WaveCache:
         queries, keys = torch.stack(self._asked), self._steady.view()[0]
         if not self._index.segments:
             return dense_shares(queries, keys)
-        shares = clustered_shares(queries, keys, self._index.segments, self._permutations)
+        shares = clustered_shares(
+            queries, keys, self._index.segments, self._permutations, self._store.fetch
+        )
         sinks = self._config.sink_tokens
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
 
     def statistics(self) -> CacheStatistics:
-        steps, count = self._steps, max(1, self._steps.count)
+        steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
         exact = steps.mass_exact / count if steps.count else 1.0
         return CacheStatistics(
             kind="dense" if self._lengths.may_stay_dense and not self._index.segments else "wave",
@@ -233,6 +252,11 @@ class WaveCache:
             bytes_per_step=steps.bytes / count,
             mass_exact=exact,
             mass_estimated=1.0 - exact,
+            file_bytes=figures.file_bytes,
+            block_cache_bytes=figures.cache_bytes,
+            hits=figures.hits,
+            fetched=figures.fetched,
+            slow_bytes=figures.read_bytes / count,
         )
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -246,7 +270,7 @@ class WaveCache:
             out, _ = full_attention(q, *self._steady.view(), scale=q.shape[2] ** -0.5)
             self._steps.mass_exact += 1.0
         else:
-            answer = self._index.answer(q[:, 0], self._steady.view())
+            answer = self._index.answer(q[:, 0], self._steady.view(), self._store.fetch)
             out = answer.out[:, None].to(q.dtype, copy=True)
             self._steps.mass_exact += fmean(answer.mass_exact.tolist())
             self._steps.retrieved_tokens += fmean(answer.retrieved_tokens.tolist())
@@ -254,21 +278,30 @@ class WaveCache:
         self._grow()
         return out
 
-    def _answer(self, q: Tensor) -> Tensor:
+    def _answer(self, q: Tensor, *, short: bool) -> Tensor:
         """The last Tq tokens over everything held: [Hq, Tq, D]."""
         self._asked = [q[:, -1].clone()]
         scale, indexed = q.shape[2] ** -0.5, len(self._index.segments) > 0
         through_index = indexed and self._tokens >= self._lengths.prefill()
-        if through_index and q.shape[1] == 1:
-            answer = self._index.answer(q[:, 0], self._steady.view())
-            return answer.out[:, None].to(q.dtype, copy=True)
+        if indexed and (short or (through_index and q.shape[1] == 1)):
+            return self._one_by_one(q)
         steady = causal_attention(q, *self._steady.view(), scale=scale)
         if through_index:
-            return prefill_attention(q, steady, self._index, self._config).to(q.dtype)
+            fetch = self._store.fetch
+            return prefill_attention(q, steady, self._index, self._config, fetch).to(q.dtype)
         for number in range(len(self._index.segments)):
             k, v = (rows.to(q.dtype) for rows in self._rows(number))
             steady = merge(steady, full_attention(q, k, v, scale=scale))
         return steady[0].to(q.dtype)
+
+    def _one_by_one(self, q: Tensor) -> Tensor:
+        """The last Tq tokens, each as a decode step."""
+        k, v = self._steady.view()
+        out, first = torch.empty_like(q), k.shape[1] - q.shape[1] + 1
+        for number in range(q.shape[1]):
+            seen = k[:, : first + number], v[:, : first + number]
+            out[:, number] = self._index.answer(q[:, number], seen, self._store.fetch).out
+        return out
 
     def _room(self, tokens: int) -> int:
         """How many of so many new tokens may come before a full segment has to be cut."""
@@ -303,8 +336,7 @@ class WaveCache:
     def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
         sinks, number = self._config.sink_tokens, len(self._index.segments)
         count = stop - self._clustered_end
-        self._store.append(segment.blocks)
-        self._index.append(replace(segment, blocks=self._store.segment(number)))
+        self._index.append(self._store.append(segment))
         self._permutations.append(permutation)
         if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
             keys, values = self._steady.view(sinks, sinks + count)
@@ -342,9 +374,14 @@ class WaveCache:
 
     def _rows(self, number: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
-        segment = self._index.segments[number]
+        segment = self._store.whole(number)
         k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
         return torch.stack(k), torch.stack(v)
+
+    def _whole(self, number: int) -> Segment:
+        """A segment with blocks that stay valid."""
+        held, whole = self._index.segments[number], self._store.whole(number)
+        return replace(whole, blocks=whole.blocks.clone()) if held.blocks.is_meta else whole
 
     def _in_token_order(self, number: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as they came.

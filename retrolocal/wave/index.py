@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from ..config import WaveConfig
+from ..kernels.gather import Fetch
 from ..kernels.segment import Segment, SegmentTable
 from ..kernels.wave_attention import Selection, StepAnswer, wave_attention
 from .zones import PAPER_ESTIMATED, PAPER_RETRIEVED
@@ -68,12 +69,13 @@ class WaveIndex:
         """Clusters that hold a token, summed over KV heads."""
         return sum(int((segment.starts.diff() > 0).sum()) for segment in self.segments)
 
-    def answer(self, q: Tensor, steady: tuple[Tensor, Tensor]) -> StepAnswer:
+    def answer(
+        self, q: Tensor, steady: tuple[Tensor, Tensor], fetch: Fetch | None = None
+    ) -> StepAnswer:
         """Tripartite attention of one step: q [Hq, D], K and V [Hkv, n, D] of the steady zone.
 
         RetroInfer (arXiv 2505.02922), section 4.2, with the differences in ARCHITECTURE.md. The
         answer is valid until this thread's next step.
         """
-        return wave_attention(
-            q, steady, self.segments, self._selection, scale=1 / math.sqrt(q.shape[1])
-        )
+        scale = 1 / math.sqrt(q.shape[1])
+        return wave_attention(q, steady, self.segments, self._selection, scale=scale, fetch=fetch)

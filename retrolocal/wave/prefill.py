@@ -11,6 +11,7 @@ import math
 from torch import Tensor
 
 from ..config import WaveConfig
+from ..kernels.gather import Fetch
 from ..kernels.merge import merge
 from ..kernels.wave_prefill import Blocks, wave_prefill
 from .index import WaveIndex
@@ -30,12 +31,16 @@ def blocks(config: WaveConfig) -> Blocks:
 
 
 def prefill_attention(
-    q: Tensor, steady: tuple[Tensor, Tensor], index: WaveIndex, config: WaveConfig
+    q: Tensor,
+    steady: tuple[Tensor, Tensor],
+    index: WaveIndex,
+    config: WaveConfig,
+    fetch: Fetch | None = None,
 ) -> Tensor:
     """q [Hq, T, D]; `steady` is out [Hq, T, D] and lse [Hq, T] over the steady zone.
 
     Returns [Hq, T, D] float32.
     """
     scale = 1 / math.sqrt(q.shape[2])
-    rest = wave_prefill(q, steady[1], index.segments, blocks(config), scale=scale)
+    rest = wave_prefill(q, steady[1], index.segments, blocks(config), scale=scale, fetch=fetch)
     return merge((steady[0].float(), steady[1]), rest)[0]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.gather import Fetch
 from ..kernels.segment import SegmentTable
 from ..kernels.wave_attention import log_mass
 from ..kernels.wave_prefill import HeadIndex
@@ -32,6 +33,7 @@ def clustered_shares(
     steady: Tensor,
     segments: SegmentTable,
     permutations: Sequence[Tensor],
+    fetch: Fetch | None = None,
 ) -> Tensor:
     """Mean share of every clustered token in the order of the text, float32 [tokens].
 
@@ -40,7 +42,7 @@ def clustered_shares(
     """
     shares = torch.zeros(segments.totals.tokens)
     for head, own in enumerate(_by_head(queries, len(steady))):
-        index = HeadIndex(segments, head)
+        index = HeadIndex(segments, head, fetch)
         tokens, weights = _head_shares(own, steady[head].float(), index)
         places, before = torch.empty_like(tokens), 0
         for segment, permutation in zip(segments, permutations, strict=True):
@@ -62,7 +64,7 @@ def _head_shares(queries: Tensor, steady: Tensor, index: HeadIndex) -> tuple[Ten
     order = torch.argsort(torch.exp(masses - z).sum(0), descending=True)
     chosen = order[index.sizes[order].cumsum(0) <= LOOKED_AT]
     tokens = index.inside_clusters(chosen)
-    scores = queries @ index.rows(tokens)[0].float().T
+    scores = queries @ index.rows(chosen)[0].float().T
     masses[:, chosen] = -torch.inf
     z = torch.logsumexp(torch.cat((masses, near, scores), dim=1), dim=1, keepdim=True)
     return tokens, torch.exp(scores - z).mean(0)

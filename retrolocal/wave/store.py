@@ -1,47 +1,106 @@
 """The store: keys and values of the clustered tokens, each cluster one contiguous run of bytes.
 
-A block store takes the blocks of whole segments (`kernels.codecs`) and never changes them.
-`RamStore` keeps them in the memory of the machine.
+A block store takes whole segments (`kernels.segment`), never changes them, and decides where their
+blocks lie: `RamStore` keeps them where they came, `TieredStore` (`tiers`) also in a file.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from ..kernels.gather import Fetch
+from ..kernels.segment import Segment, nbytes
+from .buffer.source import Stored
 
-from ..kernels.segment import nbytes
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFigures:
+    """What a store did since its last reset."""
+
+    file_bytes: int = 0
+    """Of the blocks, those that compute has to fetch from a file (now, not since the reset)."""
+    cache_bytes: int = 0
+    """Of the block cache (now)."""
+    hits: int = 0
+    """Clusters that a fetch found in the block cache."""
+    fetched: int = 0
+    """Clusters that were asked for and are not read in place."""
+    read_bytes: int = 0
+    """Read from the file, by fetches and ahead of them."""
 
 
 class BlockStore(Protocol):
-    def append(self, blocks: Tensor) -> None:
-        """One segment's blocks, uint8 [Hkv, N * W], contiguous."""
+    """Segments are numbered from 0 in the order in which they were appended."""
 
-    def segment(self, number: int) -> Tensor:
-        """The blocks of one segment where they lie now; they stay there until `keep`."""
+    def append(self, segment: Segment, stored: Stored | None = None) -> Segment:
+        """Takes a segment; returns it with its blocks as compute finds them from now on.
+
+        `stored` says in which file the very same blocks lie already. Raises StoreError.
+        """
+        ...
+
+    def moved(self, number: int, stored: Stored) -> None:
+        """A segment's blocks lie in this file now too, which will stay: no other copy of them is
+        needed on a disk."""
+
+    @property
+    def fetch(self) -> Fetch | None:
+        """Brings clusters of segments whose blocks are elsewhere; None: there are none."""
+
+    def whole(self, number: int) -> Segment:
+        """A segment with all its blocks in memory, valid until the next call for any segment.
+
+        Raises StoreError.
+        """
+        ...
 
     def keep(self, segments: int) -> None:
         """Forgets all but the first `segments`."""
 
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """Of all blocks, wherever they lie."""
+        ...
+
+    def figures(self) -> StoreFigures: ...
+    def reset_figures(self) -> None: ...
 
 
 class RamStore:
-    """Segments as tensors, on the device they came from."""
+    """Segments as they came, on the device they came from."""
 
     def __init__(self) -> None:
-        self._segments: list[Tensor] = []
+        self._segments: list[Segment] = []
 
-    def append(self, blocks: Tensor) -> None:
-        self._segments.append(blocks)
+    def append(self, segment: Segment, stored: Stored | None = None) -> Segment:
+        """See `BlockStore.append`; what has to be checked is checked now, DamagedError."""
+        if stored is not None and stored.check is not None:
+            stored.check(0, nbytes(segment.blocks))
+        self._segments.append(segment)
+        return segment
 
-    def segment(self, number: int) -> Tensor:
+    def moved(self, number: int, stored: Stored) -> None:
+        """What is in memory stays there."""
+
+    @property
+    def fetch(self) -> None:
+        return None
+
+    def whole(self, number: int) -> Segment:
+        """See `BlockStore.whole`."""
         return self._segments[number]
 
     def keep(self, segments: int) -> None:
+        """See `BlockStore.keep`."""
         del self._segments[segments:]
 
     @property
     def bytes(self) -> int:
-        return sum(nbytes(blocks) for blocks in self._segments)
+        return sum(nbytes(segment.blocks) for segment in self._segments)
+
+    def figures(self) -> StoreFigures:
+        return StoreFigures()
+
+    def reset_figures(self) -> None:
+        """Nothing is counted here."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from retrolocal.config import WaveConfig
-from retrolocal.kernels.segment import SegmentTable
+from retrolocal.kernels.segment import Segment, SegmentTable
 from retrolocal.kernels.wave_attention import Kernel, Selection, StepAnswer
 from retrolocal.wave.clustering import cluster_segment
 
@@ -106,3 +109,32 @@ def make_step() -> MakeStep:
         )
 
     return make
+
+
+class Fetched:
+    """Segments of a table whose blocks are elsewhere, copied cluster by cluster when asked for."""
+
+    def __init__(self, segments: Sequence[Segment], far: Sequence[int]) -> None:
+        self.table = SegmentTable()
+        self.asked: list[NDArray[np.int64]] = []
+        """Segments, heads and clusters, of all calls together."""
+        self._whole = list(segments)
+        for number, segment in enumerate(segments):
+            away = replace(segment, blocks=segment.blocks.to("meta"))
+            self.table.append(away if number in far else segment)
+
+    @contextmanager
+    def fetch(self, *asked: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        before = self.asked or [np.zeros(0, np.int64)] * 3
+        self.asked = [np.concatenate(pair) for pair in zip(before, asked, strict=True)]
+        rows = [list(row) for row in zip(*(one.tolist() for one in asked), strict=True)]
+        copies = [self._blocks(*row) for row in rows]
+        yield np.array([copy.data_ptr() for copy in copies], np.int64)
+        for copy in copies:
+            copy.fill_(255)
+
+    def _blocks(self, number: int, head: int, cluster: int) -> Tensor:
+        segment = self._whole[number]
+        width = segment.codec.token_bytes(segment.mean_key.shape[1])
+        first, last = segment.starts[head, cluster : cluster + 2].tolist()
+        return segment.blocks[head, first * width : last * width].clone()

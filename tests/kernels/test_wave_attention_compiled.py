@@ -31,6 +31,8 @@ from retrolocal.kernels.wave_attention import (
     wave_attention_reference,
 )
 
+from .conftest import Fetched
+
 pytestmark = pytest.mark.skipif(not compiled(), reason="numba is not installed")
 
 STORES = {
@@ -364,3 +366,33 @@ def test_more_tokens_than_32_bits_count(few_keys: Any, selection: Selection, clu
     )
     assert bool((found.lse_exact >= least - 1e-3).all())
     assert bool((found.lse_exact <= most + 1e-3).all())
+
+
+@pytest.mark.parametrize("kernel", [wave_attention_reference, wave_attention])
+@pytest.mark.parametrize("store", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_blocks_that_are_fetched_answer_as_those_in_place(
+    make_step: Callable[..., Any], kernel: Any, store: str, count: int
+) -> None:
+    """The same bits, with all segments elsewhere, the first only, and none."""
+    config = step_config("int8", store=store)
+    step = make_step(3, [90, 1, 170], store=STORES[store], config=config, gain=0.4)
+    with threads(count):
+        expected = step.answer(kernel, AUTO)
+        out, exact = expected.out.clone(), expected.mass_exact.clone()
+        for far in ([0, 1, 2], [0], []):
+            fetched = Fetched(step.segments, far)
+            answer = kernel(
+                step.q,
+                step.steady_rows,
+                fetched.table,
+                AUTO,
+                scale=step.scale,
+                fetch=fetched.fetch,
+            )
+            assert torch.equal(answer.out, out)
+            assert torch.equal(answer.mass_exact, exact)
+            assert answer.bytes == expected.bytes
+            assert bool(fetched.asked) == (bool(far) or kernel is wave_attention)
+            asked = list(zip(*(one.tolist() for one in fetched.asked), strict=True))
+            assert len(set(asked)) == len(asked)

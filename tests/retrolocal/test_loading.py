@@ -33,9 +33,7 @@ def first_logits(quant: str | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_the_second_start_reads_what_the_first_one_kept(
-    quant: str, refuse_quantising: Any
-) -> None:
+def test_the_second_start_reads_what_the_first_one_kept(quant: str, refuse_quantising: Any) -> None:
     one = first_logits(quant)
     [file] = quantised_folder().iterdir()
     refuse_quantising()

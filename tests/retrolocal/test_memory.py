@@ -12,7 +12,17 @@ import pytest
 from retrolocal import memory
 from retrolocal.config import WaveConfig
 from retrolocal.errors import MemoryLimitError
-from retrolocal.memory import MemoryEstimate, available_bytes, estimate, require
+from retrolocal.memory import (
+    Limit,
+    MemoryEstimate,
+    Placement,
+    available_bytes,
+    estimate,
+    limit,
+    place,
+    placed,
+    require,
+)
 from retrolocal.models.config import read_config
 
 GIB = 1 << 30
@@ -71,3 +81,27 @@ def test_a_control_group_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert available_bytes() == 600000
     limit.write_text("max\n")
     assert available_bytes() > 600000
+
+
+def test_what_goes_where() -> None:
+    needed = MemoryEstimate(weights=GIB, cache=5 * GIB, stored=4 * GIB, workspace=GIB)
+    assert needed.in_memory == 3 * GIB
+
+    def found(bytes: int) -> Placement | None:
+        return place(needed, Limit(bytes, "given"), GIB)
+
+    assert found(40 * GIB) == Placement(ram := int(36 * GIB * 7 / 8), 36 * GIB - ram)
+    assert found(8 * GIB) == Placement(4 * GIB, 0)
+    assert found(7 * GIB) == Placement(0, 3 * GIB)
+    assert found(5 * GIB) == Placement(0, GIB)
+    assert found(4 * GIB + needed.stored // 50) == Placement(0, needed.stored // 50)
+    assert found(4 * GIB) is None
+    with pytest.raises(MemoryLimitError, match=r"m with 9 tokens needs about 4\.1 GiB even with"):
+        placed(needed, Limit(4 * GIB, "--ram is 4.0"), GIB, model="m", tokens=9)
+
+
+def test_the_limit_is_what_was_given_or_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4 * GIB)
+    assert limit(0, GIB) == Limit(5 * GIB, "4.0 GiB are free")
+    assert limit(3 * GIB, GIB) == Limit(3 * GIB, "--ram is 3.0")
+    assert limit(9 * GIB, GIB) == Limit(5 * GIB, "4.0 GiB are free")

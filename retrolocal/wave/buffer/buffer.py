@@ -78,8 +78,8 @@ class WaveBuffer:
     """See the module. One layer; its threads are shared with other layers.
 
     *Who may call what.* `fetch` and `prefetch` may be called by any thread, several steps may be
-    under way. `append`, `allocate` and `keep` belong to the thread that changes the context, and
-    to moments at which no step is under way; `keep` and `allocate` wait for the threads.
+    under way. `append`, `move`, `allocate` and `keep` belong to the thread that changes the
+    context, and to moments at which no step is under way; all but `append` wait for the threads.
 
     *What orders a read before its use.* A slot's bytes are written by the one thread that claimed
     it, outside the lock; then, under the lock, the slot becomes READY. `fetch` returns when it has
@@ -145,12 +145,25 @@ class WaveBuffer:
             self.table.append(source, offsets, lengths)
             self._cache.grow(self.table.keys)
 
+    def move(self, segment: int, source: BlockSource) -> None:
+        """See `ClusterTable.move`."""
+        with self._changed:
+            self._quiet()
+            self.table.move(segment, source)
+
+    @property
+    def in_place(self) -> bool:
+        """See `ClusterTable.in_place`."""
+        return self.table.in_place
+
     def allocate(self, capacity: int) -> None:
         """Makes the block cache anew: at most `capacity` bytes, slots after what was appended."""
         classes = slot_classes(self.table.lengths_to_fetch(), capacity, self._token_bytes)
         with self._changed:
             self._quiet()
             assert not self._cache.pinned, "a step is under way"
+            # The old one goes first: there is memory for one.
+            self._cache = BlockCache([], self._policy)
             self._cache = BlockCache(classes, self._policy)
             self._cache.grow(self.table.keys)
             self._ahead = np.zeros(self._cache.slots, np.bool_)
@@ -165,8 +178,9 @@ class WaveBuffer:
     def fetch(self, keys: Ints) -> Fetched:
         """Brings clusters to where compute can read them; see the class. Each key at most once.
 
-        Raises StoreError for what cannot be read.
+        Raises StoreError for what cannot be read, DamagedError for what is not as it was written.
         """
+        self.table.verify(keys)
         step = Fetched(self.table.addresses(keys), self)
         far = np.flatnonzero(step.addresses == 0)
         if len(far):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .source import BlockSource
+from .source import BlockSource, CheckedSource
 
 Ints = NDArray[np.int64]
 
@@ -54,6 +54,12 @@ class ClusterTable:
         self._first = np.append(self._first, stop)
         self.keys = stop
 
+    def move(self, segment: int, source: BlockSource) -> None:
+        """The same bytes lie in another source."""
+        assert source.bytes == self._sources[segment].bytes
+        self._sources[segment] = source
+        self._bases[segment] = source.address or 0
+
     def keep(self, segments: int) -> None:
         """Forgets all but the first `segments`."""
         del self._sources[segments:]
@@ -83,6 +89,29 @@ class ClusterTable:
         near = np.flatnonzero(bases)
         bases[near] += self._spans[keys[near], 0]
         return bases
+
+    @property
+    def in_place(self) -> bool:
+        """Whether compute can read everything where it lies, as far as checks go too."""
+        return bool(self._bases.all()) and not self._doubtful()
+
+    def verify(self, keys: Ints) -> None:
+        """Has those checked that compute reads where they lie, if they need to be.
+
+        Raises DamagedError.
+        """
+        doubtful = self._doubtful()
+        if doubtful:
+            segments = self._segments(keys)
+            for number, source in doubtful.items():
+                source.verify(*self._spans[keys[segments == number]].T)
+
+    def _doubtful(self) -> dict[int, CheckedSource]:
+        return {
+            number: source
+            for number, source in enumerate(self._sources)
+            if isinstance(source, CheckedSource) and self._bases[number] and not source.sure
+        }
 
     def lengths_to_fetch(self) -> Ints:
         """Bytes of all clusters that compute cannot read where they lie."""

@@ -22,6 +22,7 @@ from retrolocal.cli import main
 from retrolocal.config import CacheKind, SessionConfig
 from retrolocal.errors import ConfigError, ContextError, MemoryLimitError, ModelError
 from retrolocal.models.config import read_config
+from retrolocal.paths import spill_dir
 
 CPU = torch.device("cpu")
 ROW = [
@@ -211,3 +212,15 @@ def test_step_milliseconds() -> None:
     figures = step_milliseconds([i / 1000 for i in range(1000, 0, -1)])
     assert figures == {"median": 500.5, "p95": 950.0, "p999": 999.0, "max": 1000.0}
     assert set(step_milliseconds([0.001]).values()) == {1.0}
+
+
+def test_wave_caches_in_a_file(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"-m {tiny_model} -d 0,1500 -n 3 -r 1 --cache dense,wave --in-file 10 --json"
+    assert main(["bench", "decode", *words.split()]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    deep = [row["cache"] for row in facts["results"] if row["n_depth"]]
+    assert deep == ["dense", "wave", "wave, file, nothing ahead", "wave, file, 2 readers"]
+    assert any("dropped from the page cache" in note for note in facts["notes"])
+    for wrong in ("--cache dense --in-file 10", "--cache wave --in-file 0"):
+        assert main(["bench", "decode", "-m", str(tiny_model), *wrong.split()]) == 2
+    assert list(spill_dir().iterdir()) == []

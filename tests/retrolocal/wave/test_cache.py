@@ -340,3 +340,22 @@ def test_wave_prefill_covers_every_token(structured: Callable[..., Rows]) -> Non
     cache = WaveCache(SMALL, lengths=Lengths(prefill=lambda: 0))
     [out] = run(cache, (q, k, torch.ones_like(v)), [900])
     torch.testing.assert_close(out, torch.ones_like(out), atol=1e-2, rtol=0)
+
+
+def test_a_short_prompt_behind_what_was_settled_is_read_step_by_step(
+    structured: Callable[..., Rows],
+) -> None:
+    """The same bits as single steps; longer prompts, and those before, are read exactly."""
+    rows = structured(9, 420)
+    lengths = Lengths(stepped=6)
+    short, steps, exact = (WaveCache(SMALL, lengths=lengths) for _ in range(3))
+    first = [run(cache, rows, [150, 5, 195]) for cache in (short, steps, exact)]
+    assert all(torch.equal(a, b) for a, b in zip(first[0], first[1], strict=True))
+    for cache in (short, steps):
+        cache.settle()
+    [found] = run(short, rows, [6], 350)
+    singly = torch.cat(run(steps, rows, [1] * 6, 350), dim=1)
+    assert torch.equal(found, singly)
+    assert not torch.equal(found, run(exact, rows, [6], 350)[0])
+    dense = run(DenseCache(), rows, [350, 6, 7])
+    torch.testing.assert_close(run(short, rows, [7], 356)[0], dense[2], atol=0.02, rtol=0.02)

@@ -1,0 +1,130 @@
+"""`retrolocal bench reopen`: how long until a document that was read before is answered about.
+
+Whole programs are timed, each a process of its own: a chat without a document, one about a document
+that the library has, with its files in the page cache, and one after they were dropped from it. The
+library is made for the run and removed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..errors import DataError, StoreError
+from ..measurement import Progress, Result
+from .options import ReopenOptions
+
+READ = 1 << 20
+"""Bytes at a time when the disk's bandwidth is measured."""
+
+
+def run(options: ReopenOptions, progress: Progress) -> Result:
+    """Raises DataError for a document that cannot be read, StoreError for a disk."""
+    folder = Path(tempfile.gettempdir() if options.folder is None else options.folder)
+    try:
+        made = Path(tempfile.mkdtemp(prefix="retrolocal-bench-", dir=folder))
+    except OSError as error:
+        raise StoreError(f"{folder}: {error.strerror}; give --folder another") from None
+    try:
+        return _measured(_Programs(options, made), options, progress)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -> Result:
+    progress(f"reading {options.file}")
+    read = programs.timed("ingest", str(options.file), "--json")
+    kept = [path for path in programs.library.rglob("*") if path.is_file()]
+    about = ("chat", "-f", str(options.file), *programs.question)
+    alone = ("chat", "--no-store", *programs.question)
+    for words in (alone, about):
+        programs.timed(*words)
+    seconds: dict[str, list[float]] = {"empty": [], "warm": [], "cold": []}
+    for number in range(options.repeats):
+        progress(f"opening: {number + 1}/{options.repeats}")
+        seconds["empty"].append(programs.timed(*alone).seconds)
+        warm = programs.timed(*about)
+        seconds["warm"].append(warm.seconds)
+        _drop(kept)
+        seconds["cold"].append(programs.timed(*about).seconds)
+    facts = warm.facts
+    if facts["cache"]["kind"] != "wave":
+        raise DataError(f"{options.file}: is too short to be clustered; give a longer text")
+    bandwidth = _bandwidth(max(kept, key=lambda path: path.stat().st_size))
+    found = {name: median(times) for name, times in seconds.items()}
+    index = facts["cache"]["index_bytes"]
+    return {
+        "tokens": facts["cache"]["tokens"],
+        "read_seconds": read.seconds,
+        "kept_bytes": sum(path.stat().st_size for path in kept),
+        "index_bytes": index,
+        **{f"{name}_seconds": value for name, value in found.items()},
+        "warm_over_empty_seconds": found["warm"] - found["empty"],
+        "cold_over_warm_seconds": found["cold"] - found["warm"],
+        "disk_bytes_per_second": bandwidth,
+        "twice_the_index_seconds": 2 * index / bandwidth,
+        "text": facts["text"],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    seconds: float
+    facts: dict[str, Any]
+    """The last object that the program printed."""
+
+
+class _Programs:
+    """Runs of the program with a library of their own."""
+
+    def __init__(self, options: ReopenOptions, folder: Path) -> None:
+        self.library = folder / "library"
+        self.question = ("-p", options.question, "-n", "1", "--temp", "0", "--json", "-q")
+        self._model = ("-m", options.model)
+        self._environment = {**os.environ, "RETROLOCAL_LIBRARY": str(self.library)}
+
+    def timed(self, command: str, *words: str) -> _Run:
+        """Raises DataError that says what the program said."""
+        began = time.perf_counter()
+        # Not beside a source tree, whose folder of the same name hides the package.
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "retrolocal", command, *words, *self._model],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            said = (done.stderr.strip() or "nothing").splitlines()[-1]
+            raise DataError(f"retrolocal {command} ended with {done.returncode}: {said}")
+        return _Run(seconds, json.loads(done.stdout.splitlines()[-1]))
+
+
+def _drop(files: list[Path]) -> None:
+    """Asks the system to forget the contents of files."""
+    for path in files:
+        with path.open("rb") as file:
+            # What is not on the disk yet cannot be forgotten.
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _bandwidth(path: Path) -> float:
+    """Bytes per second of a cold file, read from its beginning to its end."""
+    _drop([path])
+    began, size = time.perf_counter(), 0
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(READ):
+            size += len(part)
+    return size / (time.perf_counter() - began)

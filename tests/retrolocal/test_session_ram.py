@@ -1,0 +1,260 @@
+"""Sessions whose keys and values do not fit into memory: the same answers, from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrolocal import kept, load, memory, shelf
+from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
+from retrolocal.errors import DamagedError, MemoryLimitError, UsageError
+from retrolocal.ingest import Document
+from retrolocal.library import Library
+from retrolocal.memory import Placement
+from retrolocal.paths import spill_dir
+from retrolocal.session import AskOptions, Reply, Session
+from retrolocal.shelf import Keeping, document_of
+
+WAVE = WaveConfig(
+    segment_tokens=256,
+    growth_tokens=64,
+    sink_tokens=4,
+    window_tokens=16,
+    least=64,
+    store_type="int8",
+)
+CONFIG = SessionConfig(cache="wave", batch_size=100, wave=WAVE)
+OPTIONS = AskOptions(sampling=SamplingConfig(temperature=0.0), max_new_tokens=12)
+WORDS = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split()
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "library")
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Document:
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(random.Random(1).choices(WORDS, k=700)), encoding="utf-8")
+    return document_of(path)
+
+
+def little(monkeypatch: pytest.MonkeyPatch, cache_bytes: int = 4000) -> None:
+    """From now on memory holds no segment, and block caches of so many bytes."""
+    monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, cache_bytes))
+
+
+def ask(session: Session, document: Document, first: int = 200) -> Reply:
+    *_, reply = session.ask(document.text[first : first + 60], OPTIONS)
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def answers(document: Document, library: Library | None) -> list[Reply]:
+    """Two questions, the second asked again in other words."""
+    keeping = None if library is None else Keeping(library=library, required=True)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        found = [ask(session, document), ask(session, document, 900)]
+        session.set_messages(session.messages[:2])
+        return [*found, ask(session, document, 1500)]
+
+
+def told(replies: list[Reply]) -> list[object]:
+    """What must not depend on where keys and values lie."""
+    facts = []
+    for reply in replies:
+        cache = reply.cache
+        facts += [reply.text, reply.sources, reply.prompt_tokens, cache.mass_exact, cache.bytes]
+        facts += [cache.retrieved_tokens, cache.clusters, cache.bytes_per_step]
+    return facts
+
+
+def files(library: Library) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in library.path.rglob("*")
+        if path.is_file() and path.parent.name in ("segments", "tails", "objects")
+    }
+
+
+@pytest.mark.parametrize("cache_bytes", [40_000, 1], ids=["some slots", "no slot"])
+def test_answers_are_the_same_without_a_library(
+    document: Document, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(document, None)
+    little(monkeypatch, cache_bytes)
+    found = answers(document, None)
+    assert told(found) == told(expected)
+    assert all(reply.cache.file_bytes == 0 for reply in expected)
+    assert all(reply.cache.file_bytes > 0 for reply in found)
+    assert any(reply.cache.slow_bytes > 0 for reply in found)
+    assert all(0 <= (reply.cache.hit_ratio or 0) <= 1 for reply in found)
+    assert list(spill_dir().iterdir()) == []
+
+
+def test_answers_and_files_are_the_same_with_a_library(
+    tmp_path: Path, library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read now, read on after an interruption, and read before."""
+    plain = Library(tmp_path / "plain")
+    expected, again = answers(document, plain), answers(document, plain)
+    little(monkeypatch)
+    keeping = Keeping(library=library, required=True)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        for progress in session.read_documents():
+            if progress.done >= 20 + 256 * 2:
+                break
+    assert len(library.find("book.txt").segments) == 2
+    assert told(answers(document, library)) == told(expected)
+    assert files(library) == files(plain)
+    kept_found = answers(document, library)
+    assert told(kept_found) == told(again)
+    assert all(reply.cache.file_bytes > 0 for reply in kept_found)
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["mapped", "file"])
+def test_a_library_that_is_removed_under_a_chat(
+    library: Library, document: Document, far: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chat goes on: it holds on to its files."""
+    answers(document, library)
+    if far:
+        little(monkeypatch)
+    keeping = Keeping(library=library)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        assert session.documents_kept
+        first = ask(session, document)
+        shutil.rmtree(library.path)
+        assert ask(session, document, 900).text
+        session.set_messages([])
+        assert ask(session, document).text == first.text
+
+
+def blocks_of(library: Library, number: int) -> Path:
+    """The file of a segment; a byte of its keys and values is changed."""
+    with library.open("book.txt") as entry:
+        path, start, size = entry.segments()[number].location("4.segment.0.blocks")
+    content = bytearray(path.read_bytes())
+    content[start + size // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["mapped", "file"])
+def test_a_large_entry_is_checked_when_it_is_touched(
+    library: Library, document: Document, far: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(document, library)
+    monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
+    if far:
+        little(monkeypatch)
+    assert [reply.text for reply in answers(document, library)] == [r.text for r in expected]
+    path = blocks_of(library, 1)
+    remarks: list[str] = []
+    keeping = Keeping(library=library, tell=remarks.append)
+    everything = replace(CONFIG, wave=replace(WAVE, budget=1.0))
+    with Session.open("builtin", everything, documents=[document], keeping=keeping) as session:
+        assert session.documents_kept
+        assert remarks == []
+        with pytest.raises(DamagedError, match=f"{path.name} is damaged between byte") as found:
+            ask(session, document)
+    assert "\n" not in str(found.value)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 40)
+
+
+@pytest.mark.usefixtures("machine")
+def test_ram_that_is_too_little_even_with_a_file(document: Document) -> None:
+    with pytest.raises(
+        MemoryLimitError, match=r"builtin with [\d,]+ tokens .* in a file .* --ram is 0\.1: .*--ram"
+    ):
+        Session.open("builtin", replace(CONFIG, ram=100 << 20), documents=[document])
+    with load("builtin", ram="64G") as session:
+        assert session.config.ram == 64 << 30
+    with pytest.raises(UsageError, match="ram is 'much'"):
+        load("builtin", ram="much")
+    with pytest.raises(UsageError, match="leave it out on a GPU"):
+        SessionConfig(ram=1, device="cuda")
+
+
+@pytest.mark.usefixtures("machine")
+def test_more_tokens_than_memory_and_disk(
+    document: Document, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little(monkeypatch)
+    monkeypatch.setattr(memory, "disk_free", lambda folder: 1000)
+    with pytest.raises(MemoryLimitError, match=r"tokens have .* more than fit into memory, and"):
+        Session.open("builtin", CONFIG, documents=[document])
+    keeping = Keeping(library=library)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        assert session.documents_estimate()[1].stored > 0
+
+
+def test_a_file_of_a_part_is_opened_once(
+    library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(document, library)
+    opened: list[Path] = []
+
+    class Counted(kept.FileSource):
+        def __init__(self, path: Path) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(kept, "FileSource", Counted)
+    little(monkeypatch)
+    with Session.open(
+        "builtin", CONFIG, documents=[document], keeping=Keeping(library=library)
+    ) as session:
+        ask(session, document)
+    assert len(opened) == len(set(opened)) == len(library.find("book.txt").segments) + 1
+
+
+@pytest.mark.slow
+def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -> None:
+    """A process of its own never has more memory than --ram, and answers as without."""
+    text = (material / "texts" / "kjv-bible.txt").read_text("utf-8")
+    book = tmp_path / "book.txt"
+    book.write_text(text[: len(text) // 2], encoding="utf-8")
+    words = ["chat", "--no-store", "-f", str(book), "-n", "8", "--temp", "0", "--json", "-q"]
+    words += [
+        "--cache",
+        "wave",
+        "--store-type",
+        "bf16",
+        "-p",
+        " ".join(text[400_000:400_080].split()),
+    ]
+
+    def chat(*more: str) -> tuple[dict[str, Any], int]:
+        """What was printed, and the most memory that the process had, bytes."""
+        program = [sys.executable, "-P", "-m", "retrolocal", *words, *more]
+        with subprocess.Popen(program, stdout=subprocess.PIPE) as running:
+            assert running.stdout is not None
+            printed = running.stdout.read()
+            _, status, used = os.wait4(running.pid, 0)
+            running.returncode = os.waitstatus_to_exitcode(status)
+        assert running.returncode == 0
+        return json.loads(printed), used.ru_maxrss * 1024
+
+    plain, without = chat()
+    assert plain["cache"]["file_bytes"] == 0
+    bound = without - plain["cache"]["bytes"] * 3 // 4
+    found, within = chat("--ram", str(bound))
+    print(f"without {without:,}, --ram {bound:,}: {within:,}; {found['cache']}")  # noqa: T201
+    assert found["cache"]["file_bytes"] == pytest.approx(plain["cache"]["bytes"], rel=0.05)
+    assert found["text"] == plain["text"]
+    assert within <= bound

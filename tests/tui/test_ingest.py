@@ -1,0 +1,49 @@
+"""`retrolocal ingest` says what it will take, before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retrolocal.cli import main
+from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
+
+
+def test_a_pace_is_what_was_fitted() -> None:
+    clock = TimeLeft()
+    assert clock.fit() is None
+    for piece in range(6):
+        done = 1000 * piece
+        clock.advance(done, 9000, now=done * 1e-3 + done**2 * 1e-6)
+    pace = clock.fit()
+    assert pace is not None
+    assert pace.intercept == pytest.approx(1e-3)
+    assert pace.slope == pytest.approx(2e-6)
+    assert pace.seconds(10_000) == pytest.approx(10 + 100)
+    assert Pace(1e-3, 0.0).seconds(0) == 0.0
+    assert (about(125), spoken(3700)) == ("about 2:10", "about 1:01 h left")
+
+
+def test_the_second_text_is_told_how_long_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"w{number}" for number in range(2600)]
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.txt").write_text(" ".join(words[seed:]), encoding="utf-8")
+
+    def starts(name: str) -> dict[str, object]:
+        assert main(["ingest", str(tmp_path / name), "--json", "-b", "2048"]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        [start] = [event for event in found if event["event"] == "start"]
+        assert start["tokens"] > 8192
+        for fact in ("disk_bytes", "memory_bytes", "free_bytes"):
+            assert start[fact] > 0
+        return start  # type: ignore[no-any-return]
+
+    first, second = starts("1.txt"), starts("2.txt")
+    assert first["seconds_expected"] is None
+    assert 0 < second["seconds_expected"] < 3600  # type: ignore[operator]
+    again = starts("2.txt")
+    assert (again["kept"], again["seconds_expected"]) == (True, None)
