@@ -96,7 +96,7 @@ def quantise(weight: Tensor, bits: Bits) -> QuantisedMatrix:
     ]
     for blocks in _pieces(rows, columns, ROUNDED_BYTES):
         part = slice(blocks.start * BLOCK_ROWS, blocks.stop * BLOCK_ROWS)
-        grouped = weight[part].float().unflatten(1, (-1, group))
+        grouped = _grouped(weight[part].float(), group)
         made = _eight_bits(grouped) if bits == 8 else _four_bits(grouped)
         for plane, kept, (nibbles, scale, offset) in zip(planes, scales, made, strict=True):
             plane[blocks] = _pack(nibbles.flatten(1))
@@ -129,12 +129,11 @@ def unpacked(matrix: QuantisedMatrix, blocks: slice) -> Tensor:
     part = slice(blocks.start * BLOCK_ROWS, blocks.stop * BLOCK_ROWS)
     numbers = [torch.cat((p[blocks] & 15, p[blocks] >> 4), dim=2) for p in matrix.planes]
     # [n, K, 64] -> [K / G, G, n, 64] beside scales [K / G, 1, n, 64].
-    whole = _joined(numbers, matrix.dtype).unflatten(1, (-1, matrix.group)).permute(1, 2, 0, 3)
-    scale, offset = (
-        matrix.scales[-1][:, part, i].unflatten(1, (-1, BLOCK_ROWS))[:, None] for i in range(2)
-    )
+    whole = _grouped(_joined(numbers, matrix.dtype), matrix.group).permute(1, 2, 0, 3)
+    scale, offset = (_grouped(matrix.scales[-1][:, part, i], BLOCK_ROWS)[:, None] for i in range(2))
     value = whole * scale if matrix.bits == 8 else whole * scale + offset
-    return value.permute(2, 3, 0, 1).reshape(-1, matrix.shape[1])
+    rows: Tensor = value.permute(2, 3, 0, 1).reshape(-1, matrix.shape[1])
+    return rows
 
 
 def rows_of(matrix: QuantisedMatrix, numbers: Tensor) -> Tensor:
@@ -142,7 +141,7 @@ def rows_of(matrix: QuantisedMatrix, numbers: Tensor) -> Tensor:
     block, place = numbers // BLOCK_ROWS, numbers % BLOCK_ROWS
     shift = torch.where(place < HALF, 0, 4).to(torch.uint8)[:, None]
     nibbles = [(plane[block, :, place % HALF] >> shift) & 15 for plane in matrix.planes]
-    whole = _joined(nibbles, matrix.dtype).unflatten(1, (-1, matrix.group))
+    whole = _grouped(_joined(nibbles, matrix.dtype), matrix.group)
     scale, offset = matrix.scales[-1][:, numbers].permute(2, 1, 0)[..., None]
     value = whole * scale if matrix.bits == 8 else whole * scale + offset
     return value.flatten(1)
@@ -173,6 +172,11 @@ def _kernel_takes(x: Tensor) -> bool:
 
 def _group(columns: int, bits: int) -> int:
     return next(group for group in GROUPS[bits] if columns % group == 0)
+
+
+def _grouped(rows: Tensor, size: int) -> Tensor:
+    """The second dimension cut into runs of `size`: [n, K, ...] -> [n, K / size, size, ...]."""
+    return rows.reshape(rows.shape[0], -1, size, *rows.shape[2:])
 
 
 def _pieces(rows: int, columns: int, size: int) -> Iterator[slice]:

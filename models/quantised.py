@@ -72,7 +72,7 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype, quant: str) -> tuple[i
         total += (
             whole
             if bits is None
-            else quantised_bytes(*value.shape, bits, scale_bytes=dtype.itemsize)
+            else quantised_bytes(value.shape[0], value.shape[1], bits, scale_bytes=dtype.itemsize)
         )
         largest = max(largest, whole)
     return total, largest

@@ -57,7 +57,7 @@ def write_quantised(decoder: Decoder, file: Path) -> None:
         with os.fdopen(descriptor, "wb") as out:
             out.write(struct.pack("<Q", len(words)) + words)
             for tensor in tensors.values():
-                out.write(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+                tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(out)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, file)

@@ -64,8 +64,8 @@ def doctor_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "retrolocal doctor",
         "retrolocal doctor [--offline] [--json]",
-        "Look at Python, PyTorch, the GPU, memory, disks, the Hub and the terminal, and say what to "
-        "do where something is amiss. Exit code 1: something does not work.",
+        "Look at Python, PyTorch, the GPU, memory, disks, the Hub and the terminal, and say what "
+        "to do where something is amiss. Exit code 1: something does not work.",
     )
     parser.add_argument("--offline", action="store_true", help="do not try to reach the Hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

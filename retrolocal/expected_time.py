@@ -41,7 +41,7 @@ def decode_seconds(
     weights = weight_bytes(model, dtype, config.quant)[0]
     row = 2 * model.head_dim * dtype.itemsize * model.kv_heads
     dense = sum(row * min(tokens, layer.window or tokens) for layer in model.layers)
-    seconds = weights / rates.product_bytes(config.quant)
+    seconds = weights / rates.product_bytes(config.quant) + len(model.layers) / rates.layers
     if config.cache == "dense":
         return seconds + dense / rates.weight_bytes
     windows = sum(row * min(tokens, w.window) for w in model.layers if w.window is not None)

@@ -20,10 +20,13 @@ import torch
 import torch.nn.functional as F
 
 from . import __version__
+from .cache import DenseCache
 from .config import WaveConfig
 from .kernels.attention import full_attention
 from .kernels.quantised import Bits, linear, quantise
-from .paths import cache_dir
+from .models.config import read_config
+from .models.weights import load_decoder
+from .paths import builtin_model, cache_dir
 from .wave.clustering import cluster_segment
 
 REPEATS = 5
@@ -48,6 +51,8 @@ class Machine:
     """And of its attention."""
     clustered: float
     """Tokens of one KV head, 64 dimensions."""
+    layers: float
+    """Of one token's step, when they have next to nothing to compute."""
 
     def product_bytes(self, quant: str) -> float:
         """Bytes of weights that decode steps get through."""
@@ -100,7 +105,18 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
         * 4096
         / _seconds(lambda: full_attention(q, k, k, scale=0.125)),
         clustered=2048 / _seconds(lambda: cluster_segment(keys, keys, config)),
+        layers=_layers(device, dtype),
     )
+
+
+def _layers(device: torch.device, dtype: torch.dtype) -> float:
+    """With the built-in model, whose matrices are small."""
+    folder = builtin_model()
+    config = read_config(folder)
+    decoder = load_decoder(folder, config, dtype=dtype, device=device)
+    caches = [DenseCache() for _ in config.layers]
+    token = torch.zeros(1, dtype=torch.long, device=device)
+    return len(config.layers) / _seconds(lambda: decoder(token, token, caches, 1))
 
 
 def _seconds(work: Callable[[], object]) -> float:

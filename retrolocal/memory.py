@@ -94,7 +94,8 @@ def estimate(
         + 3 * config.intermediate_size
         + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
-    clustering = 0 if wave is None else wave.segment_tokens * config.kv_heads * config.head_dim * 16
+    together = 0 if wave is None else min(tokens, wave.segment_tokens)
+    clustering = together * config.kv_heads * config.head_dim * 16
     return MemoryEstimate(
         weights=weight_bytes,
         cache=cache + stored + int(index),
@@ -223,13 +224,29 @@ def require(needed: MemoryEstimate, *, model: str, tokens: int) -> None:
     )
 
 
-_CGROUP_FILES = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
+def _cgroup_files(
+    memberships: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> tuple[tuple[Path, Path], ...]:
+    """Limit and usage of this process's group and those above it, versions 2 and 1."""
+    try:
+        lines = memberships.read_text().splitlines()
+    except OSError:
+        lines = []
+    found = []
+    for line in (*lines, "0::/", "0:memory:/"):
+        _, kinds, path = (line.split(":", 2) + ["", ""])[:3]
+        if kinds not in ("", "memory"):
+            continue
+        top = root / "memory" if kinds else root
+        names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                found.append((folder / f"memory.{names[0]}", folder / f"memory.{names[1]}"))
+    return tuple(dict.fromkeys(found))
+
+
+_CGROUP_FILES = _cgroup_files()
 
 
 def _cgroup_left(limit_file: Path, usage_file: Path) -> int | None:
@@ -237,4 +254,17 @@ def _cgroup_left(limit_file: Path, usage_file: Path) -> int | None:
         limit, usage = limit_file.read_text().strip(), usage_file.read_text().strip()
     except OSError:
         return None
-    return max(0, int(limit) - int(usage)) if limit.isdecimal() and usage.isdecimal() else None
+    if not (limit.isdecimal() and usage.isdecimal()):
+        return None
+    return max(0, int(limit) - max(0, int(usage) - _given_back(usage_file.parent)))
+
+
+def _given_back(group: Path) -> int:
+    """Bytes of a group's usage that the system takes back when they are needed: read files."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    found = dict(line.split(" ", 1) for line in lines if " " in line)
+    size = found.get("total_inactive_file", found.get("inactive_file", "0"))
+    return int(size) if size.isdecimal() else 0

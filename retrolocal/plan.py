@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .arguments import command_parser, parsed, size
@@ -256,8 +256,8 @@ def _tokens(folder: Path, arguments: argparse.Namespace) -> int:
     from .ingest.extract import read_document
     from .tokenizer import Tokenizer
 
-    options = extraction(arguments)
-    documents = [read_document(file, options) for file in arguments.file]
+    options = asdict(extraction(arguments))
+    documents = [read_document(file, **options) for file in arguments.file]
     tokenizer = Tokenizer.open(folder)
     heads = Heads(Prompter(tokenizer, ChatTemplate.open(folder, tokenizer)), None)
     return len(heads.of(documents).ids)
