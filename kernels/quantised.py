@@ -144,7 +144,8 @@ def rows_of(matrix: QuantisedMatrix, numbers: Tensor) -> Tensor:
     whole = _grouped(_joined(nibbles, matrix.dtype), matrix.group)
     scale, offset = matrix.scales[-1][:, numbers].permute(2, 1, 0)[..., None]
     value = whole * scale if matrix.bits == 8 else whole * scale + offset
-    return value.flatten(1)
+    rows: Tensor = value.flatten(1)
+    return rows
 
 
 @functools.cache

@@ -234,7 +234,7 @@ def _cgroup_files(
         lines = []
     found = []
     for line in (*lines, "0::/", "0:memory:/"):
-        _, kinds, path = (line.split(":", 2) + ["", ""])[:3]
+        _, kinds, path = [*line.split(":", 2), "", ""][:3]
         if kinds not in ("", "memory"):
             continue
         top = root / "memory" if kinds else root

@@ -13,10 +13,10 @@ from retrolocal import memory
 from retrolocal.config import WaveConfig
 from retrolocal.errors import MemoryLimitError
 from retrolocal.memory import (
-    _cgroup_files,
     Limit,
     MemoryEstimate,
     Placement,
+    _cgroup_files,
     available_bytes,
     estimate,
     limit,
@@ -107,7 +107,8 @@ def test_what_goes_where() -> None:
     def found(bytes: int) -> Placement | None:
         return place(needed, Limit(bytes, "given"), GIB)
 
-    assert found(40 * GIB) == Placement(ram := int(36 * GIB * 7 / 8), 36 * GIB - ram)
+    ram = int(36 * GIB * 7 / 8)
+    assert found(40 * GIB) == Placement(ram, 36 * GIB - ram)
     assert found(8 * GIB) == Placement(4 * GIB, 0)
     assert found(7 * GIB) == Placement(0, 3 * GIB)
     assert found(5 * GIB) == Placement(0, GIB)
