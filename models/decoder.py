@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import rope
@@ -17,6 +16,7 @@ from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from .attention import Attention, LayerCache, Rotation, Turn
 from .config import LayerConfig, ModelConfig
 from .mlp import ExpertMlp, GatedMlp
+from .quantised_modules import tied_logits
 from .rope_config import ChunkConfig, RopeConfig
 
 
@@ -77,8 +77,10 @@ class Decoder(nn.Module):
             rotation = None if rule is None else rotations[rule]
             hidden = layer(hidden, rotation, positions, cache, asking)
         hidden = self._norm(hidden, self.norm, self.config.rms_norm_eps)
-        matrix = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, matrix).float()
+        if self.head is None:
+            return tied_logits(self.embedding, hidden).float()
+        logits: Tensor = self.head(hidden)
+        return logits.float()
 
     def _rotation(
         self, rule: RopeConfig, frequencies: Tensor, positions: Tensor, dtype: torch.dtype

@@ -19,13 +19,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+from ..kernels.quantised import quantise
 from .checkpoint import DTYPE_BYTES, StoredTensor, checkpoint_bytes, read_checkpoint
 from .config import ModelConfig
 from .decoder import Decoder
 from .families import FAMILIES, Family
-from .json_reader import listed, shown
+from .json_reader import JsonReader, listed, shown
+from .quantised import bits_of, install
 
-__all__ = ["checkpoint_bytes", "checkpoint_dtype", "load_decoder"]
+__all__ = ["checkpoint_bytes", "checkpoint_dtype", "declared_dtype", "load_decoder"]
+
+DECLARED = ("float32", "bfloat16", "float16")
+"""Dtypes of weights, as config.json names them."""
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +47,19 @@ class _Source:
         return self.tensor.bytes * self.rows // self.tensor.shape[0]
 
 
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
 def load_decoder(
     folder: Path,
     config: ModelConfig,
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    quant: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """The decoder of `config` with the weights in `folder`, none of which requires a gradient.
 
-    `dtype` None keeps the dtype of most of the checkpoint's bytes. `progress(done, total)` is
+    `dtype` None keeps the dtype of most of the checkpoint's bytes; with `quant` int8 or int4
+    matrices are quantised one by one as they are read. `progress(done, total)` is
     called with bytes of the checkpoint, first with 0. Raises WeightsError.
     """
     with torch.device("meta"):
@@ -73,7 +78,7 @@ def load_decoder(
                     name = source.tensor.name
                     rows = data.get_tensor(name)[source.first : source.first + source.rows]
                     value = _converted(rows, name, file, dtype, device)
-                    _place(decoder, parameter, value)
+                    _place(decoder, parameter, value, quant)
                     done += source.bytes
                     if progress is not None:
                         progress(done, total)
@@ -88,6 +93,16 @@ def checkpoint_dtype(folder: Path, config: ModelConfig) -> torch.dtype:
     with torch.device("meta"):
         decoder = Decoder(config)
     return _common_dtype(_matched(folder, config, decoder).values())
+
+
+def declared_dtype(reader: JsonReader) -> torch.dtype:
+    """Of config.json; float32 where it says nothing, as in transformers."""
+    key = "dtype" if reader.has("dtype") else "torch_dtype"
+    name = reader.text(key) if reader.has(key) else "float32"
+    if name not in DECLARED:
+        raise reader.mistyped(key, f"one of {', '.join(DECLARED)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _place_on_disk(source: _Source) -> tuple[Path, int, int]:
@@ -194,7 +209,11 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
 
 
-def _place(decoder: Decoder, parameter: str, value: Tensor) -> None:
+def _place(decoder: Decoder, parameter: str, value: Tensor, quant: str) -> None:
     path, _, leaf = parameter.rpartition(".")
     module = decoder.get_submodule(path)
+    bits = bits_of(parameter, module, quant)
+    if bits is not None:
+        install(decoder, parameter, quantise(value, bits).to(value.dtype))
+        return
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))

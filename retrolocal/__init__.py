@@ -9,15 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .session import Session, load
+    from .opening import load
+    from .session import Session
 
 __all__ = ["Session", "__version__", "load"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Session", "load"):
-        from . import session
+    if name == "Session":
+        from .session import Session
 
-        return getattr(session, name)
+        return Session
+    if name == "load":
+        from .opening import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,8 @@ commands:
   library    what has been read: list, show, verify, rm, gc, path
   pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache
   config     every setting: its value, and whether a file, a variable or a flag gave it
+  plan       what a model and a text take here, in memory and time, and what fits
+  doctor     whether all is here that the program needs, and what to do
 
 options:
   -h, --help  show this help, or that of a command
@@ -116,6 +118,14 @@ def _run(words: list[str]) -> int:
         from .model_commands import run
 
         return run(MODEL_COMMANDS[command], rest)
+    if command == "plan":
+        from .plan import plan
+
+        return plan(rest)
+    if command == "doctor":
+        from .doctor import doctor
+
+        return doctor(rest)
     raise UsageError(f"there is no command {command!r}; see retrolocal --help")
 
 
@@ -239,6 +249,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
     return SessionConfig(
         device=arguments.device,
         dtype=arguments.dtype,
+        quant=arguments.quant,
         cache=arguments.cache,
         wave=wave_config(arguments),
         prefill=arguments.prefill,

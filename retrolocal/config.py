@@ -20,6 +20,7 @@ Scheme = Literal["wave", "paper"]
 IndexType = Literal["int8", "bf16", "f32"]
 StoreType = Literal["bf16", "int8", "int4"]
 PrefillKind = Literal["auto", "dense", "wave"]
+Quant = Literal["none", "int8", "int4"]
 
 
 MAX_THREADS = 512
@@ -169,6 +170,8 @@ class SessionConfig:
     """`auto` takes a GPU when there is one."""
     dtype: DtypeName = "auto"
     """`auto` is the checkpoint's own (float32 where a CPU would compute in float16)."""
+    quant: Quant = "none"
+    """Bits of the weights' matrices, group-wise; `none` leaves them as the checkpoint has them."""
     cache: CacheKind = "auto"
     """`auto` is a wave cache that stays dense up to the length where that is faster."""
     prefill: PrefillKind = "auto"
@@ -189,6 +192,7 @@ class SessionConfig:
     def __post_init__(self) -> None:
         _one_of("--device", self.device, get_args(Device))
         _one_of("--dtype", self.dtype, get_args(DtypeName))
+        _one_of("--quant", self.quant, get_args(Quant))
         _one_of("--cache", self.cache, get_args(CacheKind))
         _one_of("--prefill", self.prefill, get_args(PrefillKind))
         if self.ctx_size < 0:

@@ -27,10 +27,15 @@ def gpu_bytes(config: SessionConfig) -> int | None:
 
 
 def choose_dtype(config: SessionConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of weights and caches of a checkpoint in dtype `stored`."""
+    """The dtype of weights and caches of a checkpoint in dtype `stored`.
+
+    Products with quantised weights are fast in bfloat16 on a CPU, and 80 times slower in float32.
+    """
     if config.dtype != "auto":
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
+    if config.quant != "none" and device.type == "cpu":
+        return torch.bfloat16
     return torch.float32 if (stored, device.type) == (torch.float16, "cpu") else stored
 
 

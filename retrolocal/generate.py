@@ -2,8 +2,7 @@
 
 `prefill` puts a prompt into the caches and returns the logits after it; `generate_tokens` draws
 token ids from there on; `stream_text` turns ids into text and stops at stop strings;
-`mark_thinking` tells thinking from the answer;
-`generate_text` joins it. Token ids know no tokenizer and text knows no tensor.
+`mark_thinking` tells thinking from the answer; `generate_text` joins it. Token ids know no tokenizer and text knows no tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from .errors import Interrupted
+from .errors import Interrupted, UsageError
 from .thinking import Thinking
 
 StopReason = Literal["eos", "stop", "length", "interrupted"]
@@ -108,6 +107,30 @@ def prefill(
             raise
         yield Progress("prefill", end, total)
     return logits[0]
+
+
+def all_logits(
+    model: Model,
+    caches: Sequence[SteppedCache],
+    token_ids: Sequence[int],
+    *,
+    vocabulary: int,
+    chunk_tokens: int,
+    device: torch.device,
+) -> Tensor:
+    """Logits at every position of a text, float32 [T, vocab], with caches that are empty.
+
+    Raises UsageError for no ids or an id outside the vocabulary.
+    """
+    wrong = next((t for t in token_ids if not 0 <= t < vocabulary), None)
+    if wrong is not None:
+        raise UsageError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
+    if len(token_ids) == 0:
+        raise UsageError("no token ids were given; give at least one")
+    ids = torch.tensor(list(token_ids), device=device)
+    positions = torch.arange(len(token_ids), device=device)
+    chunks = zip(torch.split(ids, chunk_tokens), torch.split(positions, chunk_tokens), strict=True)
+    return torch.cat([model(c, at, caches, c.shape[0]) for c, at in chunks])
 
 
 def generate_tokens(

@@ -36,12 +36,17 @@ class MemoryEstimate:
     """Keys and values of the whole context, with the wave index where there is one."""
     stored: int = 0
     """Of the cache, the clustered keys and values, which may lie in a file."""
+    index: int = 0
+    """Of the cache, the wave index."""
     workspace: int
     """Activations of one prefill chunk."""
+    loading: int = 0
+    """Beside the weights while they are loaded, before there is a cache."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.workspace
+        """At the peak of reading, or of loading if that takes more."""
+        return self.weights + max(self.cache + self.workspace, self.loading)
 
     @property
     def in_memory(self) -> int:
@@ -62,6 +67,7 @@ def estimate(
     tokens: int,
     chunk_tokens: int,
     wave: WaveConfig | None,
+    loading: int = 0,
 ) -> MemoryEstimate:
     """`weight_bytes` in the dtype they will have; `wave` is None for dense caches."""
     row_bytes = 2 * config.head_dim * element_bytes
@@ -92,11 +98,14 @@ def estimate(
         + 3 * inner
         + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
-    clustering = 0 if wave is None else wave.segment_tokens * config.kv_heads * config.head_dim * 16
+    together = 0 if wave is None else min(tokens, wave.segment_tokens)
+    clustering = together * config.kv_heads * config.head_dim * 16
     return MemoryEstimate(
         weights=weight_bytes,
         cache=cache + stored + int(index),
         stored=stored,
+        index=int(index),
+        loading=loading,
         workspace=chunk * per_token * element_bytes
         + config.vocab_size * 8
         + clustering
@@ -226,18 +235,36 @@ def require(needed: MemoryEstimate, *, model: str, tokens: int) -> None:
     )
 
 
-_CGROUP_FILES = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
+def _cgroup_files(
+    memberships: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> tuple[tuple[Path, Path], ...]:
+    """Limit and usage of this process's group and those above it, versions 2 and 1."""
+    try:
+        lines = memberships.read_text().splitlines()
+    except OSError:
+        lines = []
+    found = []
+    for line in (*lines, "0::/", "0:memory:/"):
+        _, kinds, path = [*line.split(":", 2), "", ""][:3]
+        if kinds not in ("", "memory"):
+            continue
+        top = root / "memory" if kinds else root
+        names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                found.append((folder / f"memory.{names[0]}", folder / f"memory.{names[1]}"))
+    return tuple(dict.fromkeys(found))
+
+
+_CGROUP_FILES = _cgroup_files()
 
 
 def _cgroup_left(limit_file: Path, usage_file: Path) -> int | None:
     limit, usage = _cgroup_number(limit_file), _cgroup_number(usage_file)
-    return None if limit is None or usage is None else max(0, limit - usage)
+    if limit is None or usage is None:
+        return None
+    return max(0, limit - max(0, usage - _given_back(usage_file.parent)))
 
 
 def _cgroup_number(file: Path) -> int | None:
@@ -247,6 +274,17 @@ def _cgroup_number(file: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
+
+
+def _given_back(group: Path) -> int:
+    """Bytes of a group's usage that the system takes back when they are needed: read files."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    found = dict(line.split(" ", 1) for line in lines if " " in line)
+    size = found.get("total_inactive_file", found.get("inactive_file", "0"))
+    return int(size) if size.isdecimal() else 0
 
 
 def require_positions(tokens: int, limit: int, positions: int, *, model: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from .caches import wave_lengths
 from .config import SessionConfig
 from .library import Identity, file_digests
-from .models.checkpoint import read_checkpoint
+from .loading import weights_identity
 from .models.config import ModelConfig
 from .wave.cache import never
 
@@ -47,7 +47,7 @@ def identity(
     wave, name = asdict(config.wave), str(dtype).removeprefix("torch.")
     clustered = config.cache != "dense"
     return Identity(
-        weights=file_digests({tensor.file for tensor in read_checkpoint(folder).values()}),
+        weights=weights_identity(folder, config.quant),
         model=shape,
         rope=rope,
         tokenizer=file_digests([folder / "tokenizer.json"]),

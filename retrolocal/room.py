@@ -1,19 +1,23 @@
-"""Whether the contexts of a session fit, and where their keys and values go."""
+"""Whether the contexts of a session fit, and where their keys and values go.
+
+The check before a model is loaded or a text is read: by what the plan of it needs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .arguments import size
 from .config import SessionConfig
-from .errors import UsageError
+from .errors import MemoryLimitError, UsageError
 from .head import Head
 from .memory import (
+    GIB,
+    Limit,
     MemoryEstimate,
     Placement,
-    estimate,
     limit,
     placed,
     require_file,
@@ -21,10 +25,8 @@ from .memory import (
 )
 from .models.config import ModelConfig
 from .paths import spill_dir
+from .planning import Planner, gpu_limit, needs
 from .wave.tiers import Tiers
-
-KEPT_CHUNK = 1024
-"""Tokens of a prompt behind a text that is kept, for an estimate of memory."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,41 +38,36 @@ class Room:
     config: SessionConfig
     dtype: torch.dtype
     device: torch.device
-    weight_bytes: int
     keeps: bool
     """Whether what is read goes to the library, which looks after its own disk."""
     loaded: bool = False
     """Whether the weights are in memory."""
     _program_bytes: int = field(default=0, init=False)
 
-    def estimate(self, head: Head, *, weight_bytes: int = 0) -> MemoryEstimate:
-        """What a context with this head needs."""
-        # What the library has is not read in chunks.
-        chunk = min(self.config.batch_size, KEPT_CHUNK) if head.kept else self.config.batch_size
-        return estimate(
-            self.model,
-            weight_bytes=weight_bytes,
-            element_bytes=self.dtype.itemsize,
-            tokens=len(head.ids),
-            chunk_tokens=chunk,
-            wave=None if self.config.cache == "dense" else self.config.wave,
-        )
+    def estimate(self, head: Head) -> MemoryEstimate:
+        """What a context with this head needs beside the weights."""
+        return replace(self._needs(head), weights=0, loading=0)
 
     def require(self, head: Head) -> Placement | None:
         """Where this head's keys and values go; None where memory is not the CPU's.
 
-        Raises MemoryLimitError when they go nowhere.
+        Raises MemoryLimitError when they go nowhere, with the plan that would do.
         """
+        needed, tokens = self._needs(head), len(head.ids)
         if self.device.type != "cpu":
+            self._require_gpu(needed, tokens)
             return None
         if not self.loaded:
             # With the texts and the token ids, whose memory nobody estimates.
             self._program_bytes = resident_bytes()
-        used, tokens = self._program_bytes, len(head.ids)
-        needed = self.estimate(head, weight_bytes=self.weight_bytes)
+        used = self._program_bytes
         # What is free now is free without what is loaded.
-        there = limit(self.config.ram, used + (self.weight_bytes if self.loaded else 0))
-        found = placed(needed, there, used, model=self.name, tokens=tokens)
+        there = limit(self.config.ram, used + (needed.weights if self.loaded else 0))
+        try:
+            found = placed(needed, there, used, model=self.name, tokens=tokens)
+        except MemoryLimitError as error:
+            advice = self._planner("cpu", there, used).advice(tokens)
+            raise MemoryLimitError(f"{error}; {advice}") from None
         if not self.keeps:
             require_file(needed, found, spill_dir(), tokens=tokens)
         return found
@@ -81,6 +78,33 @@ class Room:
         if found is None:
             return None
         return Tiers(ram_bytes=found.ram, cache_bytes=found.cache, folder=spill_dir())
+
+    def _needs(self, head: Head) -> MemoryEstimate:
+        return needs(self.model, self.config, self.dtype, len(head.ids), kept=head.kept)
+
+    def _require_gpu(self, needed: MemoryEstimate, tokens: int) -> None:
+        """What other processes have on the GPU is not free, what this one holds is its own."""
+        there = gpu_limit(self.device)
+        if needed.total <= there.bytes:
+            return
+        advice = self._planner("cuda", there, 0).advice(tokens)
+        raise MemoryLimitError(
+            f"{self.name} with {tokens:,} tokens needs about {needed.total / GIB:.1f} GiB of GPU "
+            f"memory (weights {needed.weights / GIB:.1f}, cache {needed.cache / GIB:.1f}, "
+            f"workspace {needed.workspace / GIB:.1f}) and {there.words}: close what else uses the "
+            f"GPU or give --device cpu; {advice}"
+        )
+
+    def _planner(self, device: str, there: Limit, program: int) -> Planner:
+        return Planner(
+            self.name,
+            self.model,
+            self.config,
+            self.dtype,
+            device,
+            there=there,
+            program=program,
+        )
 
 
 def ram_bytes(ram: int | str) -> int:

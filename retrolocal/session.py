@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,34 +19,28 @@ from torch import Tensor
 from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import (
-    CacheKind,
-    Device,
-    DtypeName,
-    PrefillKind,
     SamplingConfig,
-    Scheme,
     SessionConfig,
-    StoreType,
-    WaveConfig,
 )
 from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
 from .errors import ContextError, UsageError
-from .generate import End, Piece, Progress, generate_tokens, mark_thinking, stream_text
+from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
+from .loading import open_decoder
 from .memory import MemoryEstimate, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
-from .models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
+from .models.weights import checkpoint_dtype
 from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
-from .room import Room, ram_bytes
+from .room import Room
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
@@ -55,48 +48,6 @@ from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.tiers import Tiers
 from .wave.zones import piece_end
-
-
-def load(
-    model: str = "builtin",
-    *,
-    device: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    cache: str = "auto",
-    scheme: str = "wave",
-    budget: float | Literal["auto"] = "auto",
-    prefill: str = "auto",
-    store_type: str = "bf16",
-    ctx_size: int = 0,
-    batch_size: int = 8192,
-    threads: int = 0,
-    ram: int | str = 0,
-    revision: str | None = None,
-    offline: bool = False,
-) -> Session:
-    """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
-
-    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
-    UsageError for a value that makes no sense and what `Session.open` raises.
-    """
-    config = SessionConfig(
-        device=cast(Device, device),
-        dtype=cast(DtypeName, str(dtype).removeprefix("torch.")),
-        cache=cast(CacheKind, cache),
-        wave=WaveConfig(
-            scheme=cast(Scheme, scheme),
-            budget=None if budget == "auto" else budget,
-            store_type=cast(StoreType, store_type),
-        ),
-        prefill=cast(PrefillKind, prefill),
-        ctx_size=ctx_size,
-        batch_size=batch_size,
-        threads=threads,
-        ram=ram_bytes(ram),
-        revision=revision,
-        offline=offline,
-    )
-    return Session.open(str(model), config)
 
 
 class Session:
@@ -130,7 +81,6 @@ class Session:
             config=config,
             dtype=self.dtype,
             device=self.device,
-            weight_bytes=checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize,
             keeps=keeping is not None,
         )
         self._defaults = generation_defaults(folder, stop_ids=self.tokenizer.end_ids)
@@ -152,11 +102,12 @@ class Session:
         self._heads = Heads(self._prompter, self._shelf)
         self._require_room(documents)
         began = time.monotonic()
-        self._decoder = load_decoder(
+        self._decoder = open_decoder(
             folder,
             self.model_config,
             dtype=self.dtype,
             device=self.device,
+            quant=config.quant,
             progress=lambda done, total: progress(Progress("load", done, total)),
         )
         self._room.loaded = True
@@ -333,20 +284,15 @@ class Session:
         Raises UsageError for no ids or an id outside the vocabulary, ContextError for more tokens
         than positions.
         """
-        vocabulary = self.model_config.vocab_size
-        wrong = next((t for t in token_ids if not 0 <= t < vocabulary), None)
-        if wrong is not None:
-            raise UsageError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
-        if len(token_ids) == 0:
-            raise UsageError("no token ids were given; give at least one")
         self._require_positions(len(token_ids))
-        caches = self._caches()
-        ids = torch.tensor(list(token_ids), device=self.device)
-        positions = torch.arange(len(token_ids), device=self.device)
-        size = self.config.batch_size
-        chunks = zip(torch.split(ids, size), torch.split(positions, size), strict=True)
-        decoder = self._open_decoder()
-        return torch.cat([decoder(c, at, caches, c.shape[0]) for c, at in chunks])
+        return all_logits(
+            self._open_decoder(),
+            self._caches(),
+            token_ids,
+            vocabulary=self.model_config.vocab_size,
+            chunk_tokens=self.config.batch_size,
+            device=self.device,
+        )
 
     def stop(self) -> None:
         """Ends the running answer soon; the next question starts as usual."""

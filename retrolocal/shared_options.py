@@ -82,6 +82,13 @@ def device_options(group: _ArgumentGroup) -> None:
         metavar="auto|float32|bfloat16|float16",
         help="of weights and cache (default: the checkpoint's)",
     )
+    group.add_argument(
+        "--quant",
+        default="none",
+        metavar="none|int8|int4",
+        help="hold the weights in a byte a number, or half of one; made when they are first loaded "
+        "and kept for the next time (default: %(default)s)",
+    )
 
 
 def threads_option(group: _ArgumentGroup) -> None:

@@ -24,9 +24,10 @@ LAYERS: list[set[str]] = [
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}
+    | {"loading", "machine", "planning", "expected_time"}
     | {"default_model", "model_commands", "fetching"},
-    {"session"},
-    {"bench", "evaluate"},
+    {"session", "opening"},
+    {"bench", "evaluate", "plan", "doctor"},
     {"tui", "cli", "__main__"},
 ]
 WITHOUT_TORCH = {
@@ -44,6 +45,8 @@ WITHOUT_TORCH = {
         "thinking",
         *("amounts", "pace", "recommended", "report", "default_model", "model_commands"),
         *("fetching", "settings", "settings_command", "template_limits"),
+        "plan",
+        "doctor",
         "cli",
         "__main__",
     ),

@@ -15,11 +15,13 @@ import pytest
 import retrolocal
 from retrolocal.bench.command import BENCHES
 from retrolocal.cli import chat_parser, main
+from retrolocal.doctor import doctor_parser
 from retrolocal.evaluate.command import EVALUATIONS
 from retrolocal.library.command import COMMANDS as LIBRARY
 from retrolocal.library.command import parser_of
 from retrolocal.model_commands import COMMANDS as MODELS
 from retrolocal.model_commands import parser_of as model_parser_of
+from retrolocal.plan import plan_parser
 from retrolocal.settings_command import config_parser
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +92,8 @@ HELP = [
     ["library", "--help"],
     ["config", "--help"],
     *([name, "--help"] for name in MODELS),
+    ["plan", "--help"],
+    ["doctor", "--help"],
     *(["bench", name, "--help"] for name in BENCHES),
     *(["eval", name, "--help"] for name in EVALUATIONS),
     *(["library", name, "--help"] for name in LIBRARY),
@@ -143,6 +147,8 @@ PARSERS = {
     "chat": chat_parser,
     "config": config_parser,
     **{name: partial(model_parser_of, name) for name in MODELS},
+    "plan": plan_parser,
+    "doctor": doctor_parser,
     **{f"bench {name}": one.parser for name, one in BENCHES.items()},
     **{f"eval {name}": one.parser for name, one in EVALUATIONS.items()},
     **{f"library {name}": partial(parser_of, name) for name in LIBRARY},

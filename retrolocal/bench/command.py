@@ -240,6 +240,7 @@ def speed_options(arguments: argparse.Namespace) -> SpeedOptions:
         session=SessionConfig(
             device=arguments.device,
             dtype=arguments.dtype,
+            quant=arguments.quant,
             wave=wave_config(arguments),
             prefill=arguments.prefill,
             batch_size=arguments.batch_size,

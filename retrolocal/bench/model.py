@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import loading
+from ..config import Quant
 from ..device import choose_device, choose_dtype
 from ..errors import ConfigError, ContextError, ModelError
 from ..hub import resolve_model
@@ -20,12 +22,12 @@ from ..measurement import Progress
 from ..memory import MemoryEstimate, estimate, require
 from ..models.config import ModelConfig, parse_config, read_config
 from ..models.decoder import Decoder
-from ..models.json_reader import JsonReader, read_json
-from ..models.weights import checkpoint_dtype, load_decoder
+from ..models.json_reader import read_json
+from ..models.quantised import quantise_decoder, weight_bytes
+from ..models.weights import checkpoint_dtype, declared_dtype
 from ..paths import builtin_model
 from .options import SpeedOptions
 
-DTYPES = ("float32", "bfloat16", "float16")
 BLOCK = 1_048_583
 """Random numbers that are repeated through all weights; a prime, so that no two rows are equal."""
 
@@ -39,11 +41,12 @@ class TimedModel:
     dtype: torch.dtype
     """Of weights and caches."""
     device: torch.device
+    quant: Quant
     parameters: int
 
     @property
     def weight_bytes(self) -> int:
-        return self.parameters * self.dtype.itemsize
+        return weight_bytes(self.config, self.dtype, self.quant)[0]
 
 
 def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
@@ -52,7 +55,7 @@ def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
     folder = None
     if options.random_weights:
         reader = read_json(_config_file(options.model), ConfigError)
-        config, stored = parse_config(reader), _declared_dtype(reader)
+        config, stored = parse_config(reader), declared_dtype(reader)
     else:
         folder = resolve_model(
             options.model,
@@ -71,6 +74,7 @@ def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
         config=config,
         dtype=choose_dtype(session, stored, device),
         device=device,
+        quant=session.quant,
         parameters=parameters,
     )
 
@@ -113,9 +117,13 @@ def open_decoder(model: TimedModel, options: SpeedOptions, progress: Progress) -
     gib = model.weight_bytes / 2**30
     if model.folder is None:
         progress(f"drawing {gib:.2f} GiB of random weights")
-        return random_decoder(model, options.seed)
+        decoder = random_decoder(model, options.seed)
+        quantise_decoder(decoder, model.quant)
+        return decoder
     progress(f"loading {gib:.2f} GiB of weights")
-    return load_decoder(model.folder, model.config, dtype=model.dtype, device=model.device)
+    return loading.open_decoder(
+        model.folder, model.config, dtype=model.dtype, device=model.device, quant=model.quant
+    )
 
 
 def random_decoder(model: TimedModel, seed: int) -> Decoder:
@@ -150,16 +158,6 @@ def _config_file(name: str) -> Path:
             f"{path}: no such file; --weights random needs a config.json, or its folder"
         )
     return path
-
-
-def _declared_dtype(reader: JsonReader) -> torch.dtype:
-    """Of config.json; float32 where it says nothing, as in transformers."""
-    key = "dtype" if reader.has("dtype") else "torch_dtype"
-    name = reader.text(key) if reader.has(key) else "float32"
-    if name not in DTYPES:
-        raise reader.mistyped(key, f"one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _short_name(name: str) -> str:

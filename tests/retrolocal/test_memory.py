@@ -16,6 +16,7 @@ from retrolocal.memory import (
     Limit,
     MemoryEstimate,
     Placement,
+    _cgroup_files,
     available_bytes,
     estimate,
     limit,
@@ -79,8 +80,24 @@ def test_a_control_group_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     usage.write_text("400000\n")
     monkeypatch.setattr(memory, "_CGROUP_FILES", ((limit, usage),))
     assert available_bytes() == 600000
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 100000\n")
+    assert available_bytes() == 700000
     limit.write_text("max\n")
-    assert available_bytes() > 600000
+    assert available_bytes() > 700000
+
+
+def test_the_groups_above_limit_too(tmp_path: Path) -> None:
+    memberships = tmp_path / "cgroup"
+    memberships.write_text("4:cpu:/a\n3:memory:/docker/x\n0::/user/me\n")
+    limits = [str(limit.relative_to(tmp_path)) for limit, _ in _cgroup_files(memberships, tmp_path)]
+    assert set(limits) == {
+        "memory/docker/x/memory.limit_in_bytes",
+        "memory/docker/memory.limit_in_bytes",
+        "memory/memory.limit_in_bytes",
+        "user/me/memory.max",
+        "user/memory.max",
+        "memory.max",
+    }
 
 
 def test_what_goes_where() -> None:

@@ -1,0 +1,41 @@
+"""Modules that multiply by quantised matrices; see `quantised` for which of them are."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.quantised import QuantisedMatrix, linear, rows_of
+
+
+class QuantisedLinear(nn.Module):
+    """nn.Linear with its matrix quantised."""
+
+    def __init__(self, matrix: QuantisedMatrix, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, K]; returns [T, N]."""
+        return linear(x, self.matrix, self.bias)
+
+
+class QuantisedEmbedding(nn.Module):
+    """nn.Embedding with its matrix quantised; it serves as the output matrix, too."""
+
+    def __init__(self, matrix: QuantisedMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """token_ids int64 [T]; returns [T, hidden]."""
+        return rows_of(self.matrix, token_ids)
+
+
+def tied_logits(embedding: nn.Module, hidden: Tensor) -> Tensor:
+    """hidden [T, K] times the embedding's matrix, [T, vocabulary]."""
+    if isinstance(embedding, QuantisedEmbedding):
+        return linear(hidden, embedding.matrix)
+    assert isinstance(embedding, nn.Embedding)
+    return F.linear(hidden, embedding.weight)

@@ -1,0 +1,274 @@
+"""`retrolocal plan`: what a model and a text would take here, how long, and what would fit.
+
+Reads config.json, the headers of the weights and the text; loads no weights. `--vram` and `--ram`
+plan for another machine than this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .arguments import command_parser, parsed, size
+from .config import SessionConfig
+from .errors import UsageError
+from .shared_options import (
+    batch_option,
+    device_options,
+    extraction,
+    extraction_options,
+    model_options,
+    threads_option,
+    wave_config,
+    wave_options,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .models.config import ModelConfig
+    from .planning import Plan, Planner
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the command says."""
+
+    asked: Plan
+    best: Plan | None
+    """The most faithful setting that fits; None when none does ..."""
+    longest: Plan | None
+    """... and then the longest text that would."""
+    there: str
+    """Where the limit comes from."""
+
+
+def plan(words: Sequence[str]) -> int:
+    """Runs `retrolocal plan WORDS...`; returns 0 when what was asked for fits, else 1."""
+    arguments = parsed(plan_parser(), words)
+    if arguments is None:
+        return 0
+    answer = answered(arguments, plan_config(arguments))
+    if arguments.json:
+        print(json.dumps(facts(answer)))
+    else:
+        print("\n".join(lines(answer)))
+    return 0 if answer.asked.fits else 1
+
+
+def plan_parser() -> argparse.ArgumentParser:
+    """The options of `retrolocal plan`."""
+    parser = command_parser(
+        "retrolocal plan",
+        "retrolocal plan [-m MODEL] -f FILE... | --tokens N [options]",
+        "Say what a model and a text would take on this machine, in memory and in time, and the "
+        "best setting that fits. No weights are loaded. Exit code 1: it does not fit as asked.",
+    )
+    group = parser.add_argument_group("model and text")
+    model_options(group)
+    group.add_argument(
+        "-f", "--file", action="append", default=[], metavar="FILE", help="a document to read"
+    )
+    extraction_options(group)
+    group.add_argument("--tokens", type=int, metavar="N", help="a text of so many tokens")
+    device_options(group)
+    threads_option(group)
+    group = parser.add_argument_group("cache")
+    group.add_argument(
+        "--cache", default="auto", metavar="auto|dense|wave", help="default: %(default)s"
+    )
+    wave_options(group)
+    batch_option(group)
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--ram", type=size, metavar="SIZE", help="memory of the process (default: what is free)"
+    )
+    group.add_argument(
+        "--vram", type=size, metavar="SIZE", help="memory of a GPU (default: what is free)"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def plan_config(arguments: argparse.Namespace) -> SessionConfig:
+    """Raises UsageError for what makes no sense."""
+    if (arguments.tokens is None) == (not arguments.file):
+        raise UsageError("give either the text with -f or its length with --tokens")
+    if arguments.tokens is not None and arguments.tokens < 1:
+        raise UsageError(f"--tokens is {arguments.tokens}; give at least 1")
+    if arguments.vram is not None and (arguments.ram is not None or arguments.device == "cpu"):
+        other = "--ram" if arguments.ram is not None else "--device cpu"
+        raise UsageError(f"--vram and {other} were both given; a model lies in one of the two")
+    return SessionConfig(
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quant=arguments.quant,
+        cache=arguments.cache,
+        wave=wave_config(arguments),
+        batch_size=arguments.batch_size,
+        threads=arguments.threads,
+        revision=arguments.revision,
+        offline=arguments.offline,
+    )
+
+
+def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
+    """Raises what finding the model and reading the text raises, and ContextError."""
+    import torch
+
+    from .errors import ContextError
+    from .hub import resolve_model
+    from .models.config import read_config
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    name = arguments.model or "builtin"
+    folder = resolve_model(name, revision=config.revision, offline=config.offline)
+    model = read_config(folder)
+    tokens = arguments.tokens or _tokens(folder, arguments)
+    if tokens > model.max_positions:
+        raise ContextError(
+            f"the text has {tokens:,} tokens and {name} has positions for "
+            f"{model.max_positions:,}: give a shorter text or a model with a longer context"
+        )
+    planner, there = _planner(name, folder, model, config, arguments)
+    asked = planner.plan(tokens)
+    best = planner.best(tokens)
+    longest = planner.longest() if best is None else None
+    return Answer(asked=asked, best=best, longest=longest, there=there)
+
+
+def facts(answer: Answer) -> dict[str, Any]:
+    """The answer as JSON."""
+    return answer.asked.facts() | {
+        "best": None if answer.best is None else answer.best.facts(),
+        "longest": None if answer.longest is None else answer.longest.facts(),
+    }
+
+
+def lines(answer: Answer) -> list[str]:
+    """The answer as text."""
+    asked = answer.asked
+    words = [
+        f"{asked.model}, {asked.tokens:,} tokens on {asked.device}, {asked.options}, "
+        f"cache {asked.cache_kind}",
+        "",
+    ]
+    for name, size_in_bytes, what in (
+        ("program", asked.program, "Python, PyTorch, compiled kernels"),
+        ("weights", asked.weights, asked.quant if asked.quant != "none" else "as they come"),
+        ("index", asked.index, "centroids and value sums of the clusters"),
+        ("store", asked.store, f"keys and values, {asked.store_type}, in {asked.store_in}"),
+        ("cache", asked.cache, "keys and values in token order, block cache"),
+        ("workspace", asked.workspace, "while the text is read"),
+    ):
+        words.append(f"  {name:<14}{_gib(size_in_bytes)}   {what}")
+    words += [
+        f"  {'peak, loading':<14}{_gib(asked.loading_peak)}",
+        f"  {'peak, reading':<14}{_gib(asked.prefill_peak)}   of {answer.there}",
+    ]
+    if asked.prefill_seconds is not None and asked.decode_seconds is not None:
+        words.append(
+            f"  {'time':<14}about {_duration(asked.prefill_seconds)} to read the text, then "
+            f"{1 / asked.decode_seconds:.1f} tokens a second"
+        )
+    return [*words, "", _verdict(answer)]
+
+
+def _verdict(answer: Answer) -> str:
+    asked, best = answer.asked, answer.best
+    if asked.store_in == "memory":
+        return "It fits."
+    kept = "It fits with its keys and values in a file" if asked.fits else "It does not fit"
+    if best is not None and best.options != asked.options:
+        where = ", keys and values in a file" if best.store_in == "file" else ""
+        return f"{kept}; {best.options} takes {best.total / GIB:.2f} GiB{where}."
+    if best is None and answer.longest is not None:
+        longest = answer.longest
+        return f"{kept}; at most {longest.tokens:,} tokens do, with {longest.options}."
+    if best is None:
+        return f"{kept}, nor does anything of this model; take a smaller one."
+    return f"{kept}."
+
+
+def _planner(
+    name: str,
+    folder: Path,
+    model: ModelConfig,
+    config: SessionConfig,
+    arguments: argparse.Namespace,
+) -> tuple[Planner, str]:
+    import torch
+
+    from .device import choose_device, choose_dtype
+    from .machine import machine
+    from .memory import Limit, limit, resident_bytes
+    from .planning import Planner, gpu_limit
+
+    device = torch.device("cuda") if arguments.vram is not None else choose_device(config)
+    dtype = choose_dtype(config, _stored_dtype(folder, model), device)
+    program = resident_bytes()
+    if arguments.vram is not None:
+        there = Limit(arguments.vram, f"{arguments.vram / GIB:.1f} GiB of --vram")
+    elif device.type == "cuda":
+        there = gpu_limit(device)
+    else:
+        there = limit(0, program)
+        if arguments.ram is not None:
+            there = Limit(arguments.ram, f"{arguments.ram / GIB:.1f} GiB of --ram")
+    here = arguments.vram is None or torch.cuda.is_available()
+    planner = Planner(
+        name,
+        model,
+        config,
+        dtype,
+        device.type,
+        there=there,
+        program=0 if device.type == "cuda" else program,
+        rates=machine(device, dtype) if here else None,
+    )
+    return planner, there.words
+
+
+def _stored_dtype(folder: Path, model: ModelConfig) -> Any:
+    """Of the weights, or, where only config.json is there, what it says."""
+    from .errors import ConfigError
+    from .models.checkpoint import INDEX, SINGLE
+    from .models.json_reader import read_json
+    from .models.weights import checkpoint_dtype, declared_dtype
+
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return checkpoint_dtype(folder, model)
+    return declared_dtype(read_json(folder / "config.json", ConfigError))
+
+
+def _tokens(folder: Path, arguments: argparse.Namespace) -> int:
+    """Of the documents, with what the model's template puts before them."""
+    from .chat import ChatTemplate
+    from .conversation import Prompter
+    from .head import Heads
+    from .ingest.extract import read_document
+    from .tokenizer import Tokenizer
+
+    options = asdict(extraction(arguments))
+    documents = [read_document(file, **options) for file in arguments.file]
+    tokenizer = Tokenizer.open(folder)
+    heads = Heads(Prompter(tokenizer, ChatTemplate.open(folder, tokenizer)), None)
+    return len(heads.of(documents).ids)
+
+
+def _gib(size_in_bytes: int) -> str:
+    return f"{size_in_bytes / GIB:8.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

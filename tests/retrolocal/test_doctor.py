@@ -1,0 +1,74 @@
+"""What the doctor says about this machine, and about others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retrolocal import doctor
+from retrolocal.cli import main
+from retrolocal.doctor import Line, examined, shown
+
+NAMES = [
+    "python",
+    "torch",
+    "cpu",
+    "gpu",
+    "triton",
+    "memory",
+    "builtin",
+    "cache",
+    "library",
+    "hub",
+    "terminal",
+]
+
+
+def test_every_line_is_well_or_says_what_to_do() -> None:
+    lines = list(examined(offline=True))
+    assert [line.name for line in lines] == NAMES
+    assert all((line.state == "ok") <= (not line.advice) for line in lines)
+    assert all(line.advice for line in lines if line.state != "ok")
+    assert all("\n" not in shown(line) for line in lines)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--offline", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] == (code == 0)
+    assert [line["name"] for line in answer["lines"]] == NAMES
+
+
+def test_a_problem_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = Line("torch", "problem", "2.5.0", "pip install 'torch>=2.11'")
+    monkeypatch.setattr(doctor, "examined", lambda *, offline: iter([bad]))
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out == ("torch      problem  2.5.0: pip install 'torch>=2.11'\n")
+
+
+def test_old_versions_and_folders_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "TORCH", (99, 0))
+    assert doctor._torch().state == "problem"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    line = doctor._folder("cache", blocked / "deeper", "it is slower")
+    assert line.state == "problem"
+    assert "it is slower" in line.advice
+
+
+def test_the_hub_is_asked_and_its_silence_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    line = doctor._hub(offline=False)
+    assert line.state == "note"
+    assert "no route" in line.found
+    assert doctor._hub(offline=True).state == "ok"

@@ -1,0 +1,237 @@
+"""Plans against what then happens, the settings that are tried, refusals with what would fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retrolocal import load, machine, memory
+from retrolocal.cli import main
+from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.errors import MemoryLimitError
+from retrolocal.machine import Machine
+from retrolocal.memory import Limit
+from retrolocal.models.config import parse_config, read_config
+from retrolocal.models.json_reader import JsonReader
+from retrolocal.planning import FALLBACKS, Planner, needs
+
+GIB = 1 << 30
+RATES = Machine(
+    weight_bytes=2e10,
+    int8_bytes=1.6e10,
+    int4_bytes=1.2e10,
+    matrix_operations=2e11,
+    attention_operations=1e11,
+    clustered=1e5,
+    layers=5e3,
+)
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1010000,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e7,
+    "tie_word_embeddings": False,
+}
+SHAPE = parse_config(JsonReader(QWEN, Path("config.json"), MemoryLimitError))
+
+
+def planner(gib: float, **config: Any) -> Planner:
+    wave = WaveConfig(store_type="int8")
+    return Planner(
+        "qwen",
+        SHAPE,
+        SessionConfig(wave=wave, **config),
+        torch.bfloat16,
+        "cpu",
+        there=Limit(int(gib * GIB), "given"),
+        program=GIB // 2,
+        rates=RATES,
+    )
+
+
+def test_the_parts_make_the_peak() -> None:
+    made = planner(64).plan(100_000)
+    assert made.weights == pytest.approx(15.2e9, rel=0.01)
+    parts = made.weights + made.index + made.store + made.cache + made.workspace + made.program
+    assert made.total == made.prefill_peak == parts
+    assert made.loading_peak == made.program + made.weights + 152064 * 3584 * 2
+    assert made.store == pytest.approx(100_000 * 28 * 1024 * 1.03, rel=0.05)
+    assert json.loads(json.dumps(made.facts()))["fits"] is True
+
+
+def test_less_memory_means_a_file_then_fewer_bits_then_nothing() -> None:
+    found = [planner(gib).plan(500_000) for gib in (64, 22, 10)]
+    assert [p.store_in for p in found] == ["memory", "file", "nowhere"]
+    assert found[1].total <= 22 * GIB
+    best = [one for gib in (64, 26, 18, 12) if (one := planner(gib).best(500_000)) is not None]
+    assert [one.store_in for one in best] == ["memory", "memory", "memory", "file"]
+    assert all(one.total <= one.available for one in best)
+    order = [FALLBACKS.index((one.quant, one.store_type)) for one in best[:3]]
+    assert order == sorted(set(order))
+    assert order[0] == 0
+    assert planner(3).best(500_000) is None
+
+
+def test_the_longest_text_fits_and_a_longer_one_does_not() -> None:
+    tight = planner(6.5)
+    longest = tight.longest()
+    assert longest is not None
+    assert longest.fits
+    assert 1000 < longest.tokens < SHAPE.max_positions
+    assert not tight.plan(longest.tokens + 2000, *FALLBACKS[-1]).fits
+    assert planner(1).longest() is None
+
+
+def test_times_follow_what_is_read_and_computed() -> None:
+    one, two = planner(99).plan(100_000), planner(99).plan(200_000)
+    assert one.prefill_seconds is not None
+    assert two.prefill_seconds is not None
+    assert 2 * one.prefill_seconds < two.prefill_seconds < 4 * one.prefill_seconds
+    dense, quant = planner(99, cache="dense"), planner(99, quant="int4")
+    assert one.decode_seconds < dense.plan(100_000).decode_seconds  # type: ignore[operator]
+    assert quant.plan(100_000).decode_seconds < one.decode_seconds  # type: ignore[operator]
+
+
+def test_a_refusal_names_the_plan_that_fits(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = read_config(tiny_model), SessionConfig(ctx_size=0)
+    needed = needs(model, config, torch.float32, 0, kept=False)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed.weights - 1)
+    with pytest.raises(MemoryLimitError, match=r"GiB are free.*; nothing of this model fits"):
+        load(str(tiny_model))
+    tight = replace(planner(20).plan(1), available=0)
+    assert "GiB" in planner(20).advice(200_000)
+    assert "at most" in planner(6.5).advice(1_000_000)
+    assert tight.fits
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "machine", lambda device, dtype: RATES)
+
+
+@pytest.mark.usefixtures("rates")
+def test_the_command_answers_for_a_length_and_for_a_file(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a few words " * 50)
+    assert main(["plan", "-m", str(tiny_model), "-f", str(file), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 600 <= answer["tokens"] <= 700
+    assert answer["fits"]
+    assert answer["best"]["store_in"] == "memory"
+    assert main(["plan", "-m", str(tiny_model), "--tokens", "3000", "-ctk", "q4_0"]) == 0
+    text = capsys.readouterr().out
+    for word in ("weights", "index", "store", "cache", "workspace", "peak", "time", "It fits."):
+        assert word in text
+    assert "--store-type int4" in text
+
+
+@pytest.mark.usefixtures("rates")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 2),
+        (["--tokens", "0"], 2),
+        (["--tokens", "5", "-f", "x"], 2),
+        (["--tokens", "5", "--ram", "1G", "--vram", "1G"], 2),
+        (["--tokens", "5", "--quant", "int5"], 2),
+        (["--tokens", "5000"], 1),
+        (["--tokens", "500", "--ram", "10M"], 1),
+        (["--tokens", "500", "--vram", "8G"], 0),
+    ],
+    ids=str,
+)
+def test_exit_codes(words: list[str], code: int, tiny_model: Path) -> None:
+    assert main(["plan", "-m", str(tiny_model), *words]) == code
+
+
+def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(machine, "ROWS", 128)
+    one = machine.machine(torch.device("cpu"), torch.bfloat16)
+    assert min(vars_of(one)) > 0
+    monkeypatch.setattr(machine, "_measured", lambda *given: pytest.fail("measured again"))
+    assert machine.machine(torch.device("cpu"), torch.bfloat16) == one
+
+
+def vars_of(rates: Machine) -> list[float]:
+    return [getattr(rates, name) for name in Machine.__dataclass_fields__]
+
+
+PEAK = """
+import resource, sys
+from retrolocal.cli import main
+assert main(sys.argv[1:]) == 0
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def write_wide_model(tiny_model: Path, folder: Path) -> None:
+    """The tiny model with sizes at which memory shows, bfloat16."""
+    for file in tiny_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    hidden, inner, layers = 512, 1024, 4
+    config = json.loads((folder / "config.json").read_text()) | {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 32768,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    small = load_file(tiny_model / "model.safetensors")
+    weights = {}
+    for name in small:
+        for layer in range(layers) if "layers.0." in name else [None]:
+            rows, columns = (
+                (inner if "gate" in name or "up" in name else hidden),
+                (inner if "down" in name else hidden),
+            )
+            rows = 259 if "embed" in name else rows
+            shape = (hidden,) if small[name].dim() == 1 else (rows, columns)
+            to = name if layer is None else name.replace("layers.0.", f"layers.{layer}.")
+            if "layers.1." in name:
+                continue
+            made = torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * 0.03
+            weights[to] = made.bfloat16()
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are in other units")
+def test_memory_is_what_was_planned(tiny_model: Path, tmp_path: Path) -> None:
+    folder, text = tmp_path / "wide", tmp_path / "text.txt"
+    folder.mkdir()
+    write_wide_model(tiny_model, folder)
+    text.write_text("abcdefgh ijk lmnop. " * 400)
+    given = ["-m", str(folder), "-f", str(text), "--cache", "dense"]
+    planned = json.loads(output([sys.executable, "-m", "retrolocal", "plan", *given, "--json"]))
+    asked = ["chat", *given, "-p", "hi", "-n", "2", "--plain", "--no-store", "-q"]
+    printed = output([sys.executable, "-c", PEAK, *asked])
+    measured = int(printed.rpartition("PEAK ")[2])
+    assert planned["total"] == pytest.approx(measured, rel=0.1)
+    assert planned["total"] > planned["program"] * 1.3
+
+
+def output(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
