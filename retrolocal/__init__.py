@@ -9,20 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .opening import load
-    from .session import Session
+    from .session import Session, load
 
 __all__ = ["Session", "__version__", "load"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Session":
-        from .session import Session
+    if name in ("Session", "load"):
+        from . import session
 
-        return Session
-    if name == "load":
-        from .opening import load
-
-        return load
+        return getattr(session, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

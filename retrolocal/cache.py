@@ -60,6 +60,9 @@ class DenseCache:
     def settle(self) -> None:
         """There is nothing to prepare here."""
 
+    def resume(self) -> None:
+        """Nor here."""
+
     def snapshot(self) -> int:
         return self._buffer.tokens
 
@@ -137,6 +140,9 @@ class RingCache:
 
     def settle(self) -> None:
         """There is nothing to prepare here."""
+
+    def resume(self) -> None:
+        """Nor here."""
 
     def snapshot(self) -> RingSnapshot:
         return RingSnapshot(self._tokens, self._held)

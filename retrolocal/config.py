@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from .errors import UsageError
 
@@ -205,6 +205,32 @@ class SessionConfig:
             raise UsageError("--ram bounds what a CPU computes with; leave it out on a GPU")
         if not 0 <= self.threads <= MAX_THREADS:
             raise UsageError(f"--threads is {self.threads}; give 0 (automatic) to {MAX_THREADS}")
+
+
+def session_config(
+    *,
+    device: str,
+    dtype: str,
+    cache: str,
+    scheme: str,
+    budget: float | None,
+    store_type: str,
+    prefill: str,
+    quant: str,
+    **others: Any,
+) -> SessionConfig:
+    """A `SessionConfig` from words that are checked when it is made; raises UsageError."""
+    return SessionConfig(
+        device=cast(Device, device),
+        dtype=cast(DtypeName, dtype),
+        cache=cast(CacheKind, cache),
+        wave=WaveConfig(
+            scheme=cast(Scheme, scheme), budget=budget, store_type=cast(StoreType, store_type)
+        ),
+        prefill=cast(PrefillKind, prefill),
+        quant=cast(Quant, quant),
+        **others,
+    )
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

@@ -24,6 +24,7 @@ class ContextCache(SteppedCache, Protocol):
     """What a context needs of a layer cache: the decoder loop's part, and its figures."""
 
     def settle(self) -> None: ...
+    def resume(self) -> None: ...
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]: ...
     def saved_rest(self) -> dict[str, Tensor]: ...
     def saved_to(self, number: int, stored: Stored) -> None: ...
@@ -124,6 +125,8 @@ class Context:
         self.tokens = tokens
         self.dialogue = bytes(dialogue.tolist()).decode("utf-8", "surrogatepass")
         self.waiting = tuple(waiting.tolist())
+        for cache in self.caches:
+            cache.resume()
         self._marks = [self.here()]
 
     def leads_to(self, dialogue: str) -> bool:

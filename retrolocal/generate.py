@@ -2,7 +2,8 @@
 
 `prefill` puts a prompt into the caches and returns the logits after it; `generate_tokens` draws
 token ids from there on; `stream_text` turns ids into text and stops at stop strings;
-`mark_thinking` tells thinking from the answer; `generate_text` joins it. Token ids know no tokenizer and text knows no tensor.
+`mark_thinking` tells thinking from the answer; `generate_text` joins it. Token ids know no
+tokenizer and text knows no tensor.
 """
 
 from __future__ import annotations

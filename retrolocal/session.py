@@ -12,16 +12,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
-from .config import (
-    SamplingConfig,
-    SessionConfig,
-)
+from .config import SamplingConfig, SessionConfig, session_config
 from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_device, choose_dtype
@@ -40,7 +38,7 @@ from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
-from .room import Room
+from .room import Room, ram_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
@@ -48,6 +46,48 @@ from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.tiers import Tiers
 from .wave.zones import piece_end
+
+
+def load(
+    model: str = "builtin",
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    cache: str = "auto",
+    scheme: str = "wave",
+    budget: float | Literal["auto"] = "auto",
+    prefill: str = "auto",
+    quant: str | None = None,
+    store_type: str = "bf16",
+    ctx_size: int = 0,
+    batch_size: int = 8192,
+    threads: int = 0,
+    ram: int | str = 0,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Session:
+    """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
+
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
+    UsageError for a value that makes no sense and what `Session.open` raises.
+    """
+    config = session_config(
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        cache=cache,
+        scheme=scheme,
+        budget=None if budget == "auto" else budget,
+        store_type=store_type,
+        prefill=prefill,
+        quant=quant or "none",
+        ctx_size=ctx_size,
+        batch_size=batch_size,
+        threads=threads,
+        ram=ram_bytes(ram),
+        revision=revision,
+        offline=offline,
+    )
+    return Session.open(str(model), config)
 
 
 class Session:

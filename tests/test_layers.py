@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}
     | {"loading", "machine", "planning", "expected_time"}
     | {"default_model", "model_commands", "fetching"},
-    {"session", "opening"},
+    {"session"},
     {"bench", "evaluate", "plan", "doctor"},
     {"tui", "cli", "__main__"},
 ]

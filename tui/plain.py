@@ -179,10 +179,10 @@ class _Chat:
 
 def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
     """The object that --json prints."""
-    cache = reply.cache
+    cache, thinking = reply.cache, thoughts(reply.thinking)
     return {
         "text": reply.answer,
-        "thinking": thoughts(reply.thinking),
+        **({"thinking": thinking} if thinking else {}),
         "model": session.name,
         "prompt_tokens": reply.prompt_tokens,
         "generated_tokens": reply.generated_tokens,

@@ -146,6 +146,10 @@ class WaveCache:
             first = last
         return torch.cat(out, dim=1) if out else q.new_empty(q.shape[-3:])
 
+    def resume(self) -> None:
+        """What was loaded had been settled, and grew since."""
+        self._settled = True
+
     def settle(self) -> None:
         """The documents are read: clusters what a generation would cluster soon, so that it is part
         of a snapshot. From now on short prompts go through the index."""
