@@ -43,6 +43,7 @@ from ..report import Report
 from ..session import AskOptions, Reply, Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, document_of
+from ..statistics import CacheStatistics
 from ..thinking import thoughts
 from .system_text import system_text
 
@@ -201,12 +202,19 @@ def reply_facts(session: Session, reply: Reply) -> dict[str, Any]:
             "mass_estimated": round(cache.mass_estimated, 6),
             "index_bytes": cache.index_bytes,
             "bytes_per_step": round(cache.bytes_per_step),
-            "file_bytes": cache.file_bytes,
-            "block_cache_bytes": cache.block_cache_bytes,
-            "hit_ratio": None if cache.hit_ratio is None else round(cache.hit_ratio, 4),
-            "slow_bytes": round(cache.slow_bytes),
+            **(_file_facts(cache) if cache.file_bytes else {}),
         },
         "sources": [asdict(source) for source in reply.sources],
+    }
+
+
+def _file_facts(cache: CacheStatistics) -> dict[str, Any]:
+    """Of keys and values that lie in a file."""
+    return {
+        "file_bytes": cache.file_bytes,
+        "block_cache_bytes": cache.block_cache_bytes,
+        "hit_ratio": None if cache.hit_ratio is None else round(cache.hit_ratio, 4),
+        "slow_bytes": round(cache.slow_bytes),
     }
 
 

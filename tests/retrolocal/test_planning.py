@@ -176,10 +176,13 @@ def vars_of(rates: Machine) -> list[float]:
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 from retrolocal.cli import main
 assert main(sys.argv[1:]) == 0
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# ru_maxrss would begin at what the parent had.
+status = Path("/proc/self/status").read_text()
+print("PEAK", int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retrolocal.bench.synthetic import structured_answer
+from retrolocal.bench.synthetic import structured_data
 from retrolocal.config import StoreType, WaveConfig
 from retrolocal.fidelity import exact_attention
 from retrolocal.kernels.codecs import Codec
@@ -14,15 +14,15 @@ from retrolocal.wave.clustering import cluster_segment
 TOKENS = 65_536
 MOST: dict[StoreType, tuple[float, float, float]] = {
     "int8": (0.01, 0.01, 0.01),
-    "int4": (0.03, 0.1, 0.14),
+    "int4": (0.04, 0.1, 0.12),
 }
-"""Median relative error at gains 1, 2 and 3."""
+"""Median relative error at gains 1, 2 and 3; of int4 a little above what was measured."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gain", [1, 2, 3])
 def test_the_error_that_a_codec_adds(gain: int) -> None:
-    data = structured_answer(
+    data = structured_data(
         tokens=TOKENS, q_heads=7, kv_heads=1, head_dim=128, steps=16, gain=float(gain), seed=0
     )
     config = WaveConfig(store_type="bf16")
