@@ -70,7 +70,7 @@ class HeadIndex:
         starts = [s.starts[head].long() + at for s, at in zip(segments, ends, strict=False)]
         self._starts = torch.cat([row[:-1] for row in starts])
         self._stops = torch.cat([row[1:] for row in starts])
-        self._bounds = torch.tensor(ends)
+        self._bounds = torch.tensor(ends, device=self._starts.device)
         self.sizes = (self._stops - self._starts).float()
         self.clusters = _Level(fine, means, self.sizes, head)
         before = [0, *torch.tensor([s.clusters for s in segments]).cumsum(0).tolist()]
@@ -81,7 +81,7 @@ class HeadIndex:
         self._last = torch.cat([row[1:] for row in offsets])
         self._singles = torch.cat(
             [
-                torch.arange(at + s.grouped, at + s.clusters)
+                torch.arange(at + s.grouped, at + s.clusters, device=self._starts.device)
                 for s, at in zip(segments, before, strict=False)
             ]
         )
