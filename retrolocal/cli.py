@@ -224,6 +224,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
     return SessionConfig(
         device=arguments.device,
         dtype=arguments.dtype,
+        vram=arguments.vram,
         cache=arguments.cache,
         wave=wave_config(arguments),
         prefill=arguments.prefill,

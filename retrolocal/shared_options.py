@@ -81,6 +81,12 @@ def device_options(group: _ArgumentGroup) -> None:
         metavar="auto|float32|bfloat16|float16",
         help="of weights and cache (default: the checkpoint's)",
     )
+    group.add_argument(
+        "--vram",
+        type=float,
+        metavar="GIB",
+        help="use no more of the GPU's memory (default: all that is free)",
+    )
 
 
 def threads_option(group: _ArgumentGroup) -> None:

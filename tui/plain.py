@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from ..config import SessionConfig
+from ..device import device_note
 from ..errors import Interrupted, UsageError
 from ..generate import Piece, Progress
 from ..ingest.document import Document
@@ -64,7 +65,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         session = Session.open(
             model, config, documents=documents, progress=progress, keeping=keeping
         )
-    if documents and config.cache != "dense" and compiled() and not compiled_before():
+    if (note := device_note(config)) is not None:
+        screen.say(note)
+    on_cpu = session.device.type == "cpu"
+    if documents and on_cpu and config.cache != "dense" and compiled() and not compiled_before():
         screen.say(
             "the first answer compiles attention for this processor, once: up to a minute longer"
         )

@@ -64,6 +64,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
         session=SessionConfig(
             device=arguments.device,
             dtype=arguments.dtype,
+            vram=arguments.vram,
             threads=arguments.threads,
             revision=arguments.revision,
             offline=arguments.offline,
