@@ -200,10 +200,11 @@ class SlotMap:
     places: Tensor
     """int64 [keys]: address of the slot of each cluster, 0 for none. Cluster c of KV head h of a
     segment of C clusters has the key H * (clusters of all segments before) + h * C + c."""
-    missed: Tensor
-    """int64 [H, n]: keys that the last step found no slot for, as many as there is room for."""
+    asked: Tensor
+    """int64 [H, n]: keys that the last step retrieved, as many as there is room for; -1 - key for
+    one that was found in a slot."""
     counts: Tensor
-    """int64 [H, 3]: clusters looked up and found since the beginning; how many `missed` lists."""
+    """int64 [H, 3]: clusters looked up and found since the beginning; how many `asked` lists."""
 
 
 class SegmentTable(Sequence[Segment]):

@@ -71,7 +71,9 @@ def wave_attention_triton(
 
 def device_scratch(q: Tensor, segments: SegmentTable, selection: Selection) -> Scratch:
     """This thread's scratch for steps of this shape, with room for the segments, tables shown."""
-    table = _local.tables.setdefault(segments, DeviceTable(q.device))
+    table = _local.tables.get(segments)
+    if table is None:
+        table = _local.tables[segments] = DeviceTable(q.device)
     table.show(segments, selection)
     shape = (q.device, q.shape[0], segments[0].heads, q.shape[1])
     if shape not in _local.scratch:
@@ -79,6 +81,12 @@ def device_scratch(q: Tensor, segments: SegmentTable, selection: Selection) -> S
     scratch = _local.scratch[shape]
     scratch.reserve(table.capacity)
     return scratch
+
+
+def step_places(q: Tensor, segments: SegmentTable, selection: Selection) -> tuple[int, ...]:
+    """What a captured step refers to, ready for it: when it changes, something has moved."""
+    scratch = device_scratch(q, segments, selection)
+    return id(scratch), scratch.generation, _local.tables[segments].rows.data_ptr()
 
 
 def forget() -> None:
@@ -206,7 +214,7 @@ class Scratch:
             )  # fmt: skip
         descend_kernel[(heads,)](
             table.limits, self._group_rank, self._group_info, self._group_taken, self._chosen,
-            self._hist, self._state, selection.sure, groups,
+            self._hist, self._state, float(selection.sure), groups,
             G=sizes["G"], TWO_LEVEL=two_level, SURE=selection.sure > 0 and two_level,
             WHOLE=selection.whole and two_level, BLOCK=CHOICE,
         )  # fmt: skip
@@ -228,16 +236,16 @@ class Scratch:
         self, table: DeviceTable, first: Segment, selection: Selection, slots: SlotMap | None
     ) -> None:
         """What is retrieved, and where it lies."""
-        places, missed, counts = (
+        places, asked, counts = (
             (self._addresses, self._taken, self._state)
             if slots is None
-            else (slots.places, slots.missed, slots.counts)
+            else (slots.places, slots.asked, slots.counts)
         )
         retrieve_kernel[(self._shape[1],)](
             table.rows, table.limits, self._near_rank, self._near_info, self._near_zone,
-            self._taken, self._addresses, places, missed, counts, self._hist, self._state,
+            self._taken, self._addresses, places, asked, counts, self._hist, self._state,
             self._shares, float(selection.epsilon), selection.floor, self._candidates,
-            self.capacity.singles, missed.shape[1],
+            self.capacity.singles, asked.shape[1],
             COLUMNS=COLUMNS, G=self._shape[0] // self._shape[1],
             TOKEN_BYTES=first.codec.token_bytes(self._shape[2]),
             COUNTED=selection.clusters <= 1, PARTLY=selection.estimated < 1,
@@ -279,7 +287,8 @@ class Scratch:
         merge_kernel[(sizes["G"], kv_heads)](
             self._part_out, self._part_lse, table.limits, self._state, self._out, self._lse,
             self._mass, self._tokens, self._read, PARTS=parts.all, KNOWN=parts.known,
-            G=sizes["G"], D=dim, DP=sizes["DP"], TWO_LEVEL=two_level, TOKEN_BYTES=codec.token_bytes(dim),
+            G=sizes["G"], D=dim, DP=sizes["DP"], TWO_LEVEL=two_level,
+            TOKEN_BYTES=codec.token_bytes(dim),
             ROW_BYTES=nbytes(*(t[0, 0] for t in (level.centroids, level.scales, level.spreads)))
             + 4, SUM_BYTES=nbytes(level.value_sums[0, 0]), BLOCK=32,
         )  # fmt: skip

@@ -149,7 +149,7 @@ def retrieve_kernel(
     taken,
     addresses,
     places,
-    missed,
+    asked,
     counts,
     hist,
     state,
@@ -158,7 +158,7 @@ def retrieve_kernel(
     floor,
     kcap,
     ucap,
-    missed_cap,
+    asked_cap,
     COLUMNS: tl.constexpr,
     G: tl.constexpr,
     TOKEN_BYTES: tl.constexpr,
@@ -173,9 +173,10 @@ def retrieve_kernel(
     With SLOTS, places int64 [keys] is the slot map: the address of a cluster's slot in the block
     cache, 0 for none. Writes near_zone int8 [Hkv, kcap]; taken int32 [Hkv, 3, kcap]
     (candidate, tokens, and the tokens of all taken so far) with its addresses int64 [Hkv, kcap];
-    missed int64 [Hkv, missed_cap], the keys of the clusters that had no slot, as many as there
+    asked int64 [Hkv, asked_cap], the keys of all taken (-1 - key for one
+    that had a slot), as many as there
     is room for; counts int64 [Hkv, 3], clusters looked up and found, summed
-    over steps, and how many `missed` lists; the state's
+    over steps, and how many `asked` lists; the state's
     RUNS and TOKENS.
     """
     h, lanes = tl.program_id(0), tl.arange(0, BLOCK)
@@ -251,10 +252,9 @@ def retrieve_kernel(
             slot = tl.load(places + key, mask=chosen, other=0)
             hit = chosen & (slot != 0)
             address = tl.where(hit, slot, address)
-            miss = (chosen & (slot == 0)).to(tl.int64)
-            to = runs - hits + tl.cumsum(miss, 0) - 1
-            room_left = (miss > 0) & (to < missed_cap)
-            tl.store(missed + h * missed_cap + to, key, mask=room_left)
+            to = runs + tl.cumsum(one, 0) - 1
+            listed = chosen & (to < asked_cap)
+            tl.store(asked + h * asked_cap + to, tl.where(hit, -1 - key, key), mask=listed)
             hits += tl.sum(hit.to(tl.int64))
         tl.store(addresses + h * kcap + runs + tl.cumsum(one, 0) - 1, address, mask=chosen)
         runs += tl.sum(one)
@@ -264,4 +264,4 @@ def retrieve_kernel(
     if SLOTS:
         tl.store(counts + h * 3, tl.load(counts + h * 3) + runs)
         tl.store(counts + h * 3 + 1, tl.load(counts + h * 3 + 1) + hits)
-        tl.store(counts + h * 3 + 2, tl.minimum(runs - hits, missed_cap))
+        tl.store(counts + h * 3 + 2, tl.minimum(runs, asked_cap))

@@ -68,6 +68,9 @@ class Decoder(nn.Module):
         return F.linear(hidden, matrix).float()
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        if self._frequencies.device != positions.device and positions.device.type == "cuda":
+            # A captured step must not copy from the host.
+            self._frequencies = self._frequencies.to(positions.device)
         factor = self.config.rope.attention_factor
         return rope.rotations(positions, self._frequencies, attention_factor=factor, dtype=dtype)
 

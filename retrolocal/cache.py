@@ -23,7 +23,9 @@ from .token_buffer import TokenBuffer
 class DenseCache:
     """Full causal attention over everything appended: the reference `LayerCache`."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        """What was saved is loaded to `device`, the CPU when none is given."""
+        self._device = torch.device("cpu") if device is None else device
         self._buffer = TokenBuffer()
 
     @property
@@ -60,7 +62,7 @@ class DenseCache:
         self, segments: Sequence[Mapping[str, Tensor]], rest: Mapping[str, Tensor], tokens: int
     ) -> None:
         """An empty cache becomes the one that was saved."""
-        self._buffer.replace(rest["k"], rest["v"])
+        self._buffer.replace(rest["k"].to(self._device), rest["v"].to(self._device))
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
@@ -90,8 +92,10 @@ class RingCache:
     Only the last `window - 1` tokens are held between calls, whatever the length of the context.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, device: torch.device | None = None) -> None:
+        """What was saved is loaded to `device`, the CPU when none is given."""
         assert window >= 1
+        self._device = torch.device("cpu") if device is None else device
         self._window = window
         self._held: tuple[Tensor, Tensor] | None = None
         self._tokens = 0
@@ -132,7 +136,10 @@ class RingCache:
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens."""
         self._tokens = tokens
-        self._held = (rest["k"].clone(), rest["v"].clone()) if rest else None
+        self._held = None
+        if rest:
+            k, v = (rest[name].to(self._device, copy=True) for name in ("k", "v"))
+            self._held = (k, v)
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""

@@ -9,9 +9,13 @@ import torch
 from .cache import DenseCache, RingCache
 from .config import SessionConfig
 from .crossover import Crossover, Shape, crossover, tokens_of
+from .device import free_bytes
 from .models.config import ModelConfig
 from .wave.cache import Lengths, WaveCache, never
+from .wave.store import PinnedStore
 
+BLOCK_CACHE_SHARE = 4
+"""One part in so many of a GPU's free memory is for slots; indexes and prompts want the rest."""
 AnyCache = DenseCache | RingCache | WaveCache
 
 
@@ -29,13 +33,24 @@ def layer_caches(
     on, so that what is kept of it does not depend on when that was noticed.
     """
     lengths = wave_lengths(model, config, dtype, device, expected=expected)
+    whole = sum(layer.window is None for layer in model.layers)
+    block_cache = free_bytes(device, config.vram) // BLOCK_CACHE_SHARE // max(1, whole)
 
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
-            return RingCache(window)
+            return RingCache(window, device)
         if config.cache == "dense":
-            return DenseCache()
-        return WaveCache(config.wave, layer=number, lengths=lengths)
+            return DenseCache(device)
+        if device.type == "cpu":
+            return WaveCache(config.wave, layer=number, lengths=lengths)
+        return WaveCache(
+            config.wave,
+            PinnedStore(),
+            layer=number,
+            lengths=lengths,
+            device=device,
+            block_cache=block_cache,
+        )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
 

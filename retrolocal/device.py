@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from .config import SessionConfig
-from .errors import UsageError
+from .errors import MemoryLimitError, ModelError, UsageError
 
 OLDEST = (8, 0)
 """Compute capability from which on there is bfloat16 and asynchronous copying."""
@@ -57,6 +59,23 @@ def free_bytes(device: torch.device, gib: float | None) -> int:
     if gib is not None:
         free = min(free, int(gib * 2**30) - torch.cuda.memory_allocated(device))
     return max(0, free)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """What a GPU fails with becomes one line: MemoryLimitError, or ModelError when it is lost."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryLimitError(
+            "the GPU's memory is full; give a smaller --batch-size, a larger --vram, --dtype "
+            "bfloat16, a smaller model, or --device cpu"
+        ) from None
+    except torch.AcceleratorError as error:
+        line = str(error).splitlines()[0]
+        raise ModelError(
+            f"the GPU stopped in the middle of its work ({line}); start again, or give --device cpu"
+        ) from None
 
 
 def device_note(config: SessionConfig) -> str | None:

@@ -32,7 +32,8 @@ from .config import (
 )
 from .context import Context
 from .conversation import Conversation, Prompter
-from .device import choose_device, choose_dtype
+from .device import choose_dtype, open_device
+from .device_graph import stepping
 from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, generate_tokens, stream_text
 from .head import Heads
@@ -117,7 +118,7 @@ class Session:
                 f"{self.model_config.max_positions:,}: give at most that many"
             )
         self.tokenizer = Tokenizer.open(folder)
-        self.device = choose_device(config)
+        self.device = open_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
         self._weight_bytes = checkpoint_bytes(folder) * self.dtype.itemsize // stored.itemsize
@@ -132,6 +133,7 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
+        self._stepping = stepping(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -319,7 +321,7 @@ class Session:
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
-        self._decoder = None
+        self._decoder, self._stepping = None, stepping(self.device)
         if self._shelf is not None:
             self._shelf.close()
 
@@ -436,7 +438,7 @@ class Session:
             return token
 
         tokens = generate_tokens(
-            self._open_decoder(),
+            self._stepping(self._open_decoder()),
             context.caches,
             logits,
             context.tokens,

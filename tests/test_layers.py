@@ -21,7 +21,8 @@ LAYERS: list[set[str]] = [
     {"kernels", "token_buffer"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"},
+    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources"}
+    | {"device_graph"},
     {"session"},
     {"bench", "evaluate"},
     {"tui", "cli", "__main__"},

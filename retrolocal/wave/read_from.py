@@ -21,7 +21,7 @@ LOOKED_AT = 8192
 
 def dense_shares(queries: Tensor, keys: Tensor) -> Tensor:
     """queries [S, Hq, D], keys [Hkv, N, D]: mean share of every token, float32 [N]."""
-    shares = torch.zeros(keys.shape[1])
+    shares = torch.zeros(keys.shape[1], device=keys.device)
     for own, rows in zip(_by_head(queries, len(keys)), keys, strict=True):
         shares += torch.softmax(own @ rows.float().T, dim=1).mean(0)
     return shares / len(keys)
@@ -38,7 +38,7 @@ def clustered_shares(
     queries [S, Hq, D]; steady [Hkv, n, D] are the keys of the steady zone; permutations int32
     [Hkv, N] the places of each segment's stored tokens. Tokens not looked at have 0.
     """
-    shares = torch.zeros(segments.totals.tokens)
+    shares = torch.zeros(segments.totals.tokens, device=steady.device)
     for head, own in enumerate(_by_head(queries, len(steady))):
         index = HeadIndex(segments, head)
         tokens, weights = _head_shares(own, steady[head].float(), index)

@@ -158,16 +158,16 @@ def test_clusters_come_from_slots_and_the_rest_from_the_host() -> None:
     keys = 4 * of["segments"].totals.clusters
     slots = SlotMap(
         places=torch.zeros(keys, dtype=torch.int64, device="cuda"),
-        missed=torch.zeros(4, 4096, dtype=torch.int64, device="cuda"),
+        asked=torch.zeros(4, 4096, dtype=torch.int64, device="cuda"),
         counts=torch.zeros(4, 3, dtype=torch.int64, device="cuda"),
     )
     of["segments"].slots = slots
     answer(of, AUTO)
-    missed = slots.missed[0, : int(slots.counts[0, 2])]
-    assert len(missed) > 8
+    asked = slots.asked[0, : int(slots.counts[0, 2])]
+    assert len(asked) > 8
     segment = of["segments"][0]
     width = segment.codec.token_bytes(128)
-    own = [int(key) for key in missed if int(key) < segment.clusters][:8]
+    own = [int(key) for key in asked if int(key) < segment.clusters][:8]
     starts = segment.starts[0].tolist()
     sources = [segment.blocks.data_ptr() + starts[c] * width for c in own]
     lengths = [(starts[c + 1] - starts[c]) * width for c in own]
@@ -182,6 +182,7 @@ def test_clusters_come_from_slots_and_the_rest_from_the_host() -> None:
     slots.places[torch.tensor(own, device="cuda")] = torch.tensor(targets, device="cuda")
     assert torch.equal(answer(of, AUTO).out, expected)
     assert int(slots.counts[0, 1]) == len(own)
+    assert int((slots.asked[0, : int(slots.counts[0, 2])] < 0).sum()) == len(own)
 
 
 def test_k_means_steps() -> None:

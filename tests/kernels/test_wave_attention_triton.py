@@ -164,7 +164,7 @@ def test_clusters_are_read_from_their_slots(make_step: MakeStep) -> None:
     keys = 2 * step.segments.totals.clusters
     slots = SlotMap(
         places=torch.zeros(keys, dtype=torch.int64),
-        missed=torch.full((2, 5), -1, dtype=torch.int64),
+        asked=torch.zeros(2, 5, dtype=torch.int64),
         counts=torch.zeros(2, 3, dtype=torch.int64),
     )
     held, before = [], 0
@@ -180,13 +180,14 @@ def test_clusters_are_read_from_their_slots(make_step: MakeStep) -> None:
     step.segments.slots = slots
     found = answer(step, selection)
     torch.testing.assert_close(found.out, expected.out, rtol=1e-5, atol=1e-5)
-    looked_up, hits, missed = slots.counts.T.tolist()
+    looked_up, hits, listed = slots.counts.T.tolist()
     assert 0 < sum(hits) < sum(looked_up)
     for head in range(2):
-        assert missed[head] == min(5, looked_up[head] - hits[head])
-        listed = slots.missed[head, : missed[head]]
-        assert (slots.places[listed] == 0).all()
-        assert len(listed.unique()) == len(listed)
+        assert listed[head] == min(5, looked_up[head])
+        asked = slots.asked[head, : listed[head]]
+        keys = torch.where(asked < 0, -1 - asked, asked)
+        assert torch.equal(slots.places[keys] != 0, asked < 0)
+        assert len(keys.unique()) == len(keys)
     answer(step, selection)
     assert slots.counts[:, :2].tolist() == [
         [2 * a, 2 * h] for a, h in zip(looked_up, hits, strict=True)

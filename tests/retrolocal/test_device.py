@@ -11,8 +11,8 @@ import torch
 
 from retrolocal import device as module
 from retrolocal.config import SessionConfig
-from retrolocal.device import choose_device, device_note
-from retrolocal.errors import UsageError
+from retrolocal.device import choose_device, device_errors, device_note, free_bytes, open_device
+from retrolocal.errors import MemoryLimitError, ModelError, UsageError
 
 
 class Gpu:
@@ -100,3 +100,32 @@ def test_without_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_gpu_there", lambda: False)
     assert device_note(SessionConfig(device="auto")) is None
     assert choose_device(SessionConfig(device="auto")).type == "cpu"
+
+
+def test_what_a_gpu_fails_with_is_one_line() -> None:
+    with pytest.raises(MemoryLimitError, match="GPU's memory is full"), device_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+    with pytest.raises(ModelError, match=r"\(CUDA error: unspecified\)") as raised, device_errors():
+        raise torch.AcceleratorError("CUDA error: unspecified\nCompile with TORCH_USE_CUDA_DSA")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(StopIteration), device_errors():
+        next(iter(()))
+
+
+def test_memory_is_bounded(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    gpu.says(torch.cuda, "mem_get_info", (10 << 30, 24 << 30))
+    gpu.says(torch.cuda, "memory_reserved", 3 << 30)
+    gpu.says(torch.cuda, "memory_allocated", 2 << 30)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share)
+    )
+    device = open_device(SessionConfig(device="cuda", vram=6.0))
+    assert shares == [0.25]
+    assert free_bytes(device, 6.0) == 4 << 30
+    assert free_bytes(device, None) == 11 << 30
+    assert free_bytes(torch.device("cpu"), 6.0) == 0
+    with pytest.raises(UsageError, match=r"--vram is 25 and the GPU has 24\.0 GiB"):
+        open_device(SessionConfig(device="cuda", vram=25.0))
+    with pytest.raises(UsageError, match="--vram is 0"):
+        SessionConfig(vram=0.0)
