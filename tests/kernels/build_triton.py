@@ -25,9 +25,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from retrolocal.config import WaveConfig
-from retrolocal.kernels import kmeans_triton, slots_triton, wave_attention_triton
+from retrolocal.kernels import (
+    kmeans_triton,
+    slots_triton,
+    wave_attention_triton,
+    wave_prefill_triton,
+)
 from retrolocal.kernels.segment import SegmentTable, SlotMap
 from retrolocal.kernels.wave_attention import Selection
+from retrolocal.kernels.wave_prefill import Blocks
 from retrolocal.wave.clustering import cluster_segment
 
 CORE = ("steady_kernel", "exact_kernel")
@@ -77,6 +83,14 @@ def launches(
             wave_attention_triton.wave_attention_triton(q, (k, v), segments, chosen, scale=0.1)
         kmeans_triton.assign_triton(k.float(), k[:, :16].float())
         kmeans_triton.cluster_sums_triton(k.float(), torch.zeros(2, 200, dtype=torch.int64), 16)
+        if store != "int4":
+            wave_prefill_triton.wave_prefill_triton(
+                torch.randn(2 * group, 128, dim).to(dtype),
+                torch.zeros(2 * group, 128),
+                segments,
+                Blocks(tokens=128, descend=0.3, retrieved=0.1),
+                scale=0.1,
+            )
         slots_triton.copy_clusters_triton(*(torch.zeros(4, dtype=torch.int64) for _ in range(3)))
     finally:
         JITFunction.run = run

@@ -20,6 +20,7 @@ KERNELS = {
     *("steady_kernel", "first_kernel", "rank_groups_kernel", "descend_kernel", "near_kernel"),
     *("rank_near_kernel", "retrieve_kernel", "exact_kernel", "estimate_kernel", "merge_kernel"),
     *("assign_kernel", "sums_kernel", "copy_kernel"),
+    *("normalise_kernel", "rank_kernel", "attend_kernel"),
 }
 
 
