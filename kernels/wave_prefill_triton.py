@@ -162,7 +162,7 @@ class _Run:
             near.shape[2], **self._constants(), CODED=not codec.plain,
             STORED=ELEMENT_TYPES[codec.element],
             ALIGN=_alignment(codec.token_bytes(self.dim) | codec.row_bytes(self.dim)),
-            STORE_WIDE=wide(self.q.dtype, codec.element),
+            STORE_WIDE=wide(self.q.dtype, codec.element), num_warps=8,
         )  # fmt: skip
         return out, lse
 

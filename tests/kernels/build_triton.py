@@ -138,7 +138,8 @@ def builds(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def build(launch: Launch, architecture: int) -> dict[str, Any]:
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source(*launch), target=target)
+    options = {name: value for name, value in launch[2].items() if name == "num_warps"}
+    compiled = triton.compile(source(*launch), target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
