@@ -1,7 +1,8 @@
 """The two steps of spherical k-means, for several heads at once.
 
-Both are deterministic for a device and a number of threads: ties go to the lowest cluster, sums
-are taken in the order of the tokens.
+All are deterministic for a device and a number of threads: ties go to the lowest cluster, sums are
+taken in the order of the tokens. `assign` and `cluster_sums` choose between the reference and, on
+a GPU, `kmeans_triton`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,29 @@ from torch import Tensor
 
 def assign(keys: Tensor, centroids: Tensor) -> Tensor:
     """Nearest centroid by inner product. keys [H, N, D], centroids [H, C, D] -> int64 [H, N]."""
+    if keys.device.type == "cuda":
+        from .kmeans_triton import assign_triton
+
+        return assign_triton(keys, centroids)
+    return assign_reference(keys, centroids)
+
+
+def assign_reference(keys: Tensor, centroids: Tensor) -> Tensor:
+    """See `assign`."""
     return torch.stack([torch.argmax(k @ c.T, dim=1) for k, c in zip(keys, centroids, strict=True)])
 
 
 def cluster_sums(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
     """Sum of the rows of each cluster. rows [H, N, D], labels int64 [H, N] -> [H, clusters, D]."""
+    if rows.device.type == "cuda":
+        from .kmeans_triton import cluster_sums_triton
+
+        return cluster_sums_triton(rows, labels, clusters)
+    return cluster_sums_reference(rows, labels, clusters)
+
+
+def cluster_sums_reference(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """See `cluster_sums`."""
     heads, _, dim = rows.shape
     offset = torch.arange(heads, device=rows.device)[:, None] * clusters
     sums = torch.zeros(heads * clusters, dim, dtype=rows.dtype, device=rows.device)

@@ -52,7 +52,11 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """See the module. All tensors are contiguous and on one device."""
+    """See the module. All tensors are contiguous and on one device.
+
+    On a GPU the blocks may be in the pinned memory of the host: kernels read them there, `rows`
+    copies them.
+    """
 
     mean_key: Tensor
     """float32 [H, D]."""
@@ -104,16 +108,33 @@ class Segment:
     def coarse_bytes(self) -> int:
         return self.coarse.bytes + nbytes(self.group_offsets)
 
+    def index_on(self, device: torch.device) -> Segment:
+        """The same with both levels on a device; the blocks stay where they are."""
+
+        def level(of: Level) -> Level:
+            return Level(**{field.name: getattr(of, field.name).to(device) for field in fields(of)})
+
+        return replace(
+            self,
+            mean_key=self.mean_key.to(device),
+            fine=level(self.fine),
+            coarse=level(self.coarse),
+            starts=self.starts.to(device),
+            group_offsets=self.group_offsets.to(device),
+        )
+
     def rows(self, head: int, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """K and V [n, D] of all or some tokens (int64 [n], in cluster order) as the store has them.
 
         float32, or the dtype of a plain codec.
         """
+        device = self.starts.device
         if tokens is None:
-            tokens = torch.arange(self.tokens, device=self.starts.device)
+            tokens = torch.arange(self.tokens, device=device)
         # A plain codec only wants to know how many dimensions there are.
         centres = self.fine.centroids[head] if self.codec.plain else self.centres(head)
-        return self.codec.decode(self.blocks[head], self.starts[head], centres, tokens)
+        blocks = self.blocks[head].to(device, non_blocking=True)
+        return self.codec.decode(blocks, self.starts[head], centres, tokens)
 
     def recoded(self, codec: Codec) -> Segment:
         """The same with its rows, as they are decoded, in another codec."""
@@ -177,6 +198,20 @@ class Totals(NamedTuple):
     """Tokens of the longest segment."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotMap:
+    """Where a GPU's block cache has the clusters of a layer, and what steps asked of it."""
+
+    places: Tensor
+    """int64 [keys]: address of the slot of each cluster, 0 for none. Cluster c of KV head h of a
+    segment of C clusters has the key H * (clusters of all segments before) + h * C + c."""
+    asked: Tensor
+    """int64 [H, n]: keys that the last step retrieved, as many as there is room for; -1 - key for
+    one that was found in a slot."""
+    counts: Tensor
+    """int64 [H, 3]: clusters looked up and found since the beginning; how many `asked` lists."""
+
+
 class SegmentTable(Sequence[Segment]):
     """Segments in order, with what the compiled kernels need to find them.
 
@@ -192,6 +227,10 @@ class SegmentTable(Sequence[Segment]):
         self._segments: list[Segment] = []
         self._rows = torch.zeros(16, self.COLUMNS, dtype=torch.int64)
         self._totals = [Totals()]
+        self.version = 0
+        """Grows whenever a segment comes or goes."""
+        self.slots: SlotMap | None = None
+        """Of the block cache of a GPU; without one every cluster is read from where it lies."""
 
     @overload
     def __getitem__(self, item: int) -> Segment: ...
@@ -221,6 +260,7 @@ class SegmentTable(Sequence[Segment]):
 
     def append(self, segment: Segment) -> None:
         number, before = len(self._segments), self.totals
+        self.version += 1
         if number == len(self._rows):
             self._rows = torch.cat((self._rows, torch.zeros_like(self._rows)))
         shape = (segment.clusters, segment.groups, segment.singles, segment.tokens)
@@ -239,6 +279,7 @@ class SegmentTable(Sequence[Segment]):
 
     def keep(self, segments: int) -> None:
         """Forgets all but the first `segments`."""
+        self.version += 1
         del self._segments[segments:], self._totals[segments + 1 :]
 
 

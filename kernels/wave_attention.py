@@ -1,7 +1,8 @@
 """One decode step over clustered segments: score two levels, retrieve, attend, estimate.
 
 `wave_attention` chooses; `wave_attention_reference` is the algorithm in plain PyTorch on any
-device; on a CPU `wave_attention_numba` is the same compiled, reading everything in place.
+device; on a CPU `wave_attention_numba` is the same compiled, on a GPU `wave_attention_triton`; both
+read everything in place.
 
 Per KV head, for the queries that share it (ARCHITECTURE.md, "The wave cache"):
 
@@ -83,8 +84,8 @@ class StepAnswer:
     """float32 [Hq]: its share of the (partly estimated) mass; the rest was estimated."""
     retrieved_tokens: Tensor
     """int64 [Hkv]."""
-    bytes: int
-    """Of index and clustered keys and values, read in this step by all heads."""
+    bytes: int | Tensor
+    """Of index and clustered keys and values, read in this step: by all heads, or int64 [Hkv]."""
 
     @property
     def mass_estimated(self) -> Tensor:
@@ -122,7 +123,9 @@ def wave_attention(
 ) -> StepAnswer:
     """See `Kernel`; at least one segment. The answer is valid until this thread's next step."""
     kernel: Kernel = wave_attention_reference
-    if q.device.type == "cpu" and compiled():
+    if q.device.type == "cuda" and steady[0].shape[1] > 0:
+        from .wave_attention_triton import wave_attention_triton as kernel
+    elif q.device.type == "cpu" and compiled():
         from .wave_attention_numba import wave_attention_numba as kernel
     return kernel(q, steady, segments, selection, scale=scale, fetch=fetch)
 

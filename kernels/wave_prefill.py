@@ -3,11 +3,13 @@
 Per KV head and block of positions: log masses of all groups under every query of the block, the
 groups of highest rank (their share of the mass, summed over the queries) are descended into, the
 clusters of highest rank are attended exactly, everything else is estimated. The same mathematics
-as one decode step (`wave_attention`), as matrix products.
+as one decode step (`wave_attention`), as matrix products. `wave_prefill` chooses between the
+reference, whose elementwise part is compiled for CPUs, and `wave_prefill_triton`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +51,23 @@ def wave_prefill(
 
     `fetch` as in `wave_attention.Kernel`. Returns out [Hq, T, D] and lse [Hq, T], float32.
     """
+    if q.device.type == "cuda" and not segments[0].codec.turned:
+        from .wave_prefill_triton import wave_prefill_triton
+
+        return wave_prefill_triton(q, lse, segments, rules, scale=scale)
+    return wave_prefill_reference(q, lse, segments, rules, scale=scale, fetch=fetch)
+
+
+def wave_prefill_reference(
+    q: Tensor,
+    lse: Tensor,
+    segments: SegmentTable,
+    rules: Blocks,
+    *,
+    scale: float,
+    fetch: Fetch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `wave_prefill`; on any device."""
     kv_heads = segments[0].heads
     group, (heads, tokens, dim) = q.shape[0] // kv_heads, q.shape
     out = torch.empty(heads, tokens, dim, device=q.device)
@@ -88,7 +107,7 @@ class HeadIndex:
         self._last = torch.cat([row[1:] for row in offsets])
         self._singles = torch.cat(
             [
-                torch.arange(at + s.grouped, at + s.clusters)
+                torch.arange(at + s.grouped, at + s.clusters, device=self._starts.device)
                 for s, at in zip(segments, before, strict=False)
             ]
         )
@@ -105,7 +124,17 @@ class HeadIndex:
 
     def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [n, D] of the tokens of some clusters, in the order of `inside_clusters`."""
+        if self._starts.device.type != "cpu":
+            k, v = self._decoded
+            tokens = self.inside_clusters(clusters)
+            return k[tokens], v[tokens]
         return cluster_rows(self._segments, self._head, clusters.sort().values, self._fetch)
+
+    @functools.cached_property
+    def _decoded(self) -> tuple[Tensor, Tensor]:
+        """All rows on a GPU, brought over the bus once for all blocks of a chunk."""
+        k, v = zip(*(segment.rows(self._head) for segment in self._segments), strict=True)
+        return torch.cat(k), torch.cat(v)
 
 
 class _Level:

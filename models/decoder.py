@@ -65,6 +65,10 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1.0:
             scale = torch.tensor(self.config.embedding_scale, dtype=hidden.dtype)
             hidden = hidden * scale.item()
+        if positions.device.type == "cuda":
+            # A captured step must not copy from the host.
+            known = self._frequencies.items()
+            self._frequencies = {rule: one.to(positions.device) for rule, one in known}
         rotations = {
             rule: self._rotation(rule, frequencies, positions, hidden.dtype)
             for rule, frequencies in self._frequencies.items()

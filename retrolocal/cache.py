@@ -27,7 +27,11 @@ class DenseCache:
     With `chunk_tokens` it is dual chunk attention, see `LayerCache.attend`.
     """
 
-    def __init__(self, *, chunk_tokens: int | None = None) -> None:
+    def __init__(
+        self, device: torch.device | None = None, *, chunk_tokens: int | None = None
+    ) -> None:
+        """What was saved is loaded to `device`, the CPU when none is given."""
+        self._device = torch.device("cpu") if device is None else device
         self._buffer = TokenBuffer()
         self._chunk_tokens = chunk_tokens
 
@@ -88,7 +92,7 @@ class DenseCache:
         stored: Sequence[object] = (),
     ) -> None:
         """An empty cache becomes the one that was saved."""
-        self._buffer.replace(rest["k"], rest["v"])
+        self._buffer.replace(rest["k"].to(self._device), rest["v"].to(self._device))
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
@@ -118,8 +122,10 @@ class RingCache:
     Only the last `window - 1` tokens are held between calls, whatever the length of the context.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, device: torch.device | None = None) -> None:
+        """What was saved is loaded to `device`, the CPU when none is given."""
         assert window >= 1
+        self._device = torch.device("cpu") if device is None else device
         self._window = window
         self._held: tuple[Tensor, Tensor] | None = None
         self._tokens = 0
@@ -170,7 +176,10 @@ class RingCache:
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens."""
         self._tokens = tokens
-        self._held = (rest["k"].clone(), rest["v"].clone()) if rest else None
+        self._held = None
+        if rest:
+            k, v = (rest[name].to(self._device, copy=True) for name in ("k", "v"))
+            self._held = (k, v)
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""

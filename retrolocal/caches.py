@@ -9,13 +9,17 @@ import torch
 from .cache import DenseCache, RingCache
 from .config import SessionConfig
 from .crossover import Crossover, Shape, crossover, tokens_of
+from .device import free_bytes
 from .models.config import ModelConfig
 from .wave.cache import Lengths, WaveCache, never
+from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
 
 STEPPED = 64
 """Tokens of a prompt behind a text that was read, up to which each goes through the index: so many
 steps cost less than attending to everything, and read less."""
+BLOCK_CACHE_SHARE = 4
+"""One part in so many of a GPU's free memory is for slots; indexes and prompts want the rest."""
 AnyCache = DenseCache | RingCache | WaveCache
 
 
@@ -34,15 +38,26 @@ def layer_caches(
     on, so that what is kept of it does not depend on when that was noticed.
     """
     lengths = wave_lengths(model, config, dtype, device, expected=expected)
+    whole = sum(layer.window is None for layer in model.layers)
+    block_cache = free_bytes(device, config.vram) // BLOCK_CACHE_SHARE // max(1, whole)
 
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
-            return RingCache(window)
+            return RingCache(window, device)
         if config.cache == "dense":
-            return DenseCache(chunk_tokens=model.chunk_tokens)
-        store = None if tiers is None else tiers.store()
+            return DenseCache(device, chunk_tokens=model.chunk_tokens)
+        store: BlockStore | None = None if tiers is None else tiers.store()
+        if device.type != "cpu":
+            store = PinnedStore()
         return WaveCache(
-            config.wave, store, layer=number, lengths=lengths, chunk_tokens=model.chunk_tokens
+            config.wave,
+            store,
+            layer=number,
+            lengths=lengths,
+            chunk_tokens=model.chunk_tokens,
+            device=device,
+            # Ranges of chunks have tables of their own, without slots.
+            block_cache=block_cache if model.chunk_tokens is None else 0,
         )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]

@@ -250,6 +250,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         device=arguments.device,
         dtype=arguments.dtype,
         quant=arguments.quant,
+        vram=arguments.vram,
         cache=arguments.cache,
         wave=wave_config(arguments),
         prefill=arguments.prefill,

@@ -172,6 +172,8 @@ class SessionConfig:
     """`auto` is the checkpoint's own (float32 where a CPU would compute in float16)."""
     quant: Quant = "none"
     """Bits of the weights' matrices, group-wise; `none` leaves them as the checkpoint has them."""
+    vram: float | None = None
+    """GiB of a GPU's memory that may be used; None is all that is free."""
     cache: CacheKind = "auto"
     """`auto` is a wave cache that stays dense up to the length where that is faster."""
     prefill: PrefillKind = "auto"
@@ -195,6 +197,8 @@ class SessionConfig:
         _one_of("--quant", self.quant, get_args(Quant))
         _one_of("--cache", self.cache, get_args(CacheKind))
         _one_of("--prefill", self.prefill, get_args(PrefillKind))
+        if self.vram is not None and not (math.isfinite(self.vram) and self.vram > 0):
+            raise UsageError(f"--vram is {self.vram:g}; give GiB above 0")
         if self.ctx_size < 0:
             raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
         if self.batch_size < 1:

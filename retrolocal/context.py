@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .device import device_errors
 from .errors import UsageError
 from .generate import Model, Progress, SteppedCache, prefill
 from .statistics import CacheStatistics
@@ -230,7 +231,8 @@ class Context:
         )
         while True:
             try:
-                progress = next(reading)
+                with device_errors():
+                    progress = next(reading)
             except StopIteration as finished:
                 logits: Tensor = finished.value
                 return logits

@@ -74,11 +74,11 @@ def compare(
         exact.append(torch.exp(answer.lse_exact.double() - whole))
         believed.append(answer.mass_estimated.double())
         tokens.append(answer.retrieved_tokens.double())
-        read.append(answer.bytes)
+        read.append(float(answer.bytes if isinstance(answer.bytes, int) else answer.bytes.sum()))
     return Measured(
-        relative_error=torch.stack(errors),
-        mass_exact=torch.stack(exact),
-        mass_estimated=torch.stack(believed),
-        retrieved_tokens=torch.stack(tokens),
+        relative_error=torch.stack(errors).cpu(),
+        mass_exact=torch.stack(exact).cpu(),
+        mass_estimated=torch.stack(believed).cpu(),
+        retrieved_tokens=torch.stack(tokens).cpu(),
         bytes=torch.tensor(read, dtype=torch.float64),
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .arguments import parsed
@@ -70,6 +72,9 @@ def common_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
     )
+    group.add_argument(
+        "--out", metavar="DIR", help="also write that object to a file in this folder"
+    )
 
 
 def run_one_of(
@@ -91,7 +96,14 @@ def run_one_of(
         return 0
     if sys.stdout is None:
         raise UsageError("stdout is closed; there is nowhere to put the result")
-    _run(chosen, chosen.options(arguments), as_json=arguments.json)
+    file = None
+    if arguments.out is not None:
+        file = Path(arguments.out) / f"{group}-{words[0]}.json"
+        _require_folder(file.parent)
+    result = _run(chosen, chosen.options(arguments), as_json=arguments.json)
+    if file is not None:
+        _write(file, result)
+        print(f"written: {file}", file=sys.stderr, flush=True)
     return 0
 
 
@@ -120,7 +132,30 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1)
     return [line(names), line(rule), *(line(row) for row in rows)]
 
 
-def _run(chosen: Measurement, options: Options, *, as_json: bool) -> None:
+def _require_folder(folder: Path) -> None:
+    """Before anything is measured; raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out is {folder} and that folder cannot be made ({error.strerror}); give another"
+        ) from None
+
+
+def _write(file: Path, result: Result) -> None:
+    """Whole or not at all; raises UsageError where it cannot be written."""
+    text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
+            new.write(text)
+        Path(new.name).replace(file)
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be written ({error.strerror}); give another --out"
+        ) from None
+
+
+def _run(chosen: Measurement, options: Options, *, as_json: bool) -> Result:
     def to_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
@@ -135,9 +170,10 @@ def _run(chosen: Measurement, options: Options, *, as_json: bool) -> None:
     result = {**about, **run(options, to_stderr)}
     if as_json:
         print(json.dumps(result, ensure_ascii=False), flush=True)
-        return
+        return result
     for line in chosen.lines(result):
         print(line)
+    return result
 
 
 def _usage(group: str, measurements: Mapping[str, Measurement], closing: str) -> str:

@@ -88,9 +88,6 @@ def plan_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--ram", type=size, metavar="SIZE", help="memory of the process (default: what is free)"
     )
-    group.add_argument(
-        "--vram", type=size, metavar="SIZE", help="memory of a GPU (default: what is free)"
-    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -215,7 +212,7 @@ def _planner(
     dtype = choose_dtype(config, _stored_dtype(folder, model), device)
     program = resident_bytes()
     if arguments.vram is not None:
-        there = Limit(arguments.vram, f"{arguments.vram / GIB:.1f} GiB of --vram")
+        there = Limit(int(arguments.vram * GIB), f"{arguments.vram:.1f} GiB of --vram")
     elif device.type == "cuda":
         there = gpu_limit(device)
     else:

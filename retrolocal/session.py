@@ -22,7 +22,8 @@ from .chat import ChatTemplate, Message, generation_defaults
 from .config import SamplingConfig, SessionConfig, session_config
 from .context import Context, close
 from .conversation import Conversation, Prompter
-from .device import choose_device, choose_dtype
+from .device import choose_dtype, open_device
+from .device_graph import stepping
 from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
@@ -112,7 +113,7 @@ class Session:
                 f"{self.model_config.max_positions:,}: give at most that many"
             )
         self.tokenizer = Tokenizer.open(folder)
-        self.device = choose_device(config)
+        self.device = open_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
         self.dtype = choose_dtype(config, stored, self.device)
         self._room = Room(
@@ -133,6 +134,7 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
+        self._stepping = stepping(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -344,7 +346,7 @@ class Session:
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
-        self._decoder = None
+        self._decoder, self._stepping = None, stepping(self.device)
         if self._shelf is not None:
             self._shelf.close()
 
@@ -464,7 +466,7 @@ class Session:
             return token
 
         tokens = generate_tokens(
-            self._open_decoder(),
+            self._stepping(self._open_decoder()),
             context.caches,
             logits,
             context.tokens,

@@ -72,6 +72,10 @@ def extraction(arguments: Namespace) -> Options:
     )
 
 
+def _gib(text: str) -> float:
+    return size(text) / 2**30
+
+
 def device_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"
@@ -88,6 +92,12 @@ def device_options(group: _ArgumentGroup) -> None:
         metavar="none|int8|int4",
         help="hold the weights in a byte a number, or half of one; made when they are first loaded "
         "and kept for the next time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--vram",
+        type=_gib,
+        metavar="SIZE",
+        help="use no more of the GPU's memory (default: all that is free)",
     )
 
 

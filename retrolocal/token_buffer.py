@@ -8,22 +8,40 @@ from torch import Tensor
 class TokenBuffer:
     """Keys and values in token order, in an array that doubles when it is full."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 64) -> None:
+        """The array never has room for fewer than `least` tokens."""
+        self._least = least
         self._data: Tensor | None = None
         self.tokens = 0
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """k, v [Hkv, T, D]."""
         needed = self.tokens + k.shape[1]
-        if self._data is None or needed > self._data.shape[2]:
-            capacity = max(needed, 64, 0 if self._data is None else 2 * self._data.shape[2])
-            data = k.new_empty((2, k.shape[0], capacity, k.shape[2]))
-            if self._data is not None:
-                data[:, :, : self.tokens] = self._data[:, :, : self.tokens]
-            self._data = data
+        if self._data is None:
+            self._data = k.new_empty((2, k.shape[0], max(needed, self._least), k.shape[2]))
+        self.reserve(k.shape[1])
         self._data[0, :, self.tokens : needed] = k
         self._data[1, :, self.tokens : needed] = v
         self.tokens = needed
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for so many more; something was appended before."""
+        assert self._data is not None, "nothing was appended"
+        needed = self.tokens + tokens
+        if needed > self._data.shape[2]:
+            shape = list(self._data.shape)
+            shape[2] = max(needed, 2 * shape[2])
+            data = self._data.new_empty(shape)
+            data[:, :, : self.tokens] = self._data[:, :, : self.tokens]
+            self._data = data
+
+    def room(self) -> tuple[Tensor, Tensor]:
+        """K and V [Hkv, capacity, D], of which the first `tokens` are held; theirs until it grows.
+
+        Whoever writes behind them says so by counting `tokens` up.
+        """
+        assert self._data is not None, "nothing was appended"
+        return self._data[0], self._data[1]
 
     def view(self, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, stop - start, D] without a copy; valid until the next `append`."""
@@ -42,9 +60,10 @@ class TokenBuffer:
         assert 0 <= start <= start + count <= self.tokens
         rest = self._data[:, :, start + count : self.tokens].clone()
         self.tokens -= count
-        if 4 * self.tokens < self._data.shape[2]:
+        smaller = max(2 * self.tokens, self._least)
+        if 4 * self.tokens < self._data.shape[2] and smaller < self._data.shape[2]:
             # Give the room of a long document's last piece back.
-            self._data = self._data[:, :, : max(2 * self.tokens, 64)].clone()
+            self._data = self._data[:, :, :smaller].clone()
         self._data[:, :, start : self.tokens] = rest
 
     def replace(self, k: Tensor, v: Tensor) -> None:

@@ -6,11 +6,16 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 import torch
 from safetensors.torch import save_file
+
+if not torch.cuda.is_available():
+    # Has to be said before Triton is imported for the first time: kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +65,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> torch.device:
+    """Where Triton kernels run: the GPU, or without one the interpreter."""
+    triton = pytest.importorskip("triton")
+    if not triton.knobs.runtime.interpret:
+        return torch.device("cuda")
+    from triton.runtime import interpreter
+
+    make = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        """Triton 3.6 takes a loop's bounds from arrays in a way that NumPy 2.4 no longer has."""
+        make(tensor, *scope)
+
+        def index(self: Any) -> int:
+            return int(self.handle.data.item())
+
+        if scope:
+            scope[0].set_attr(tensor, "__index__", index)
+        else:
+            tensor.__index__ = index
+
+    interpreter._patch_lang_tensor = patched
+    return torch.device("cpu")
 
 
 TINY = {

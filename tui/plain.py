@@ -32,7 +32,7 @@ from rich.text import Text
 
 from ..config import SessionConfig
 from ..default_model import default_model
-from ..device import gpu_bytes
+from ..device import device_note, gpu_bytes
 from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
@@ -70,7 +70,10 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         session = Session.open(
             model, config, documents=documents, progress=progress, keeping=keeping
         )
-    if documents and config.cache != "dense" and compiled() and not compiled_before():
+    if (note := device_note(config)) is not None:
+        screen.say(note)
+    on_cpu = session.device.type == "cpu"
+    if documents and on_cpu and config.cache != "dense" and compiled() and not compiled_before():
         screen.say(
             "the first answer compiles attention for this processor, once: up to a minute longer"
         )

@@ -53,6 +53,9 @@ def attention_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read all tokens through one layer, once, in place of decode steps",
     )
+    group.add_argument(
+        "-dev", "--device", default="cpu", metavar="auto|cpu|cuda", help="default: %(default)s"
+    )
     common_options(group)
     return parser
 
@@ -219,6 +222,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
         steps=arguments.steps,
         repeats=arguments.repeats,
         prompt=arguments.prompt,
+        device=arguments.device,
         budget=arguments.budget,
         threads=arguments.threads,
         seed=arguments.seed,
@@ -241,6 +245,7 @@ def speed_options(arguments: argparse.Namespace) -> SpeedOptions:
             device=arguments.device,
             dtype=arguments.dtype,
             quant=arguments.quant,
+            vram=arguments.vram,
             wave=wave_config(arguments),
             prefill=arguments.prefill,
             batch_size=arguments.batch_size,

@@ -23,7 +23,8 @@ from torch import Tensor
 from .. import __version__
 from ..caches import AnyCache, layer_caches
 from ..config import CacheKind, SessionConfig
-from ..generate import prefill
+from ..device_graph import GraphedModel
+from ..generate import Model, prefill
 from ..measurement import Progress, Result
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
@@ -165,7 +166,8 @@ def filled_caches(
         return caches
     full: dict[int | None, AnyCache] = {}
     for index, layer in enumerate(config.layers):
-        if layer.window in full:
+        # Pinned memory cannot be copied so: on a GPU every layer is filled by itself.
+        if layer.window in full and device.type == "cpu":
             caches[index] = copy.deepcopy(full[layer.window])
             continue
         full[layer.window] = caches[index]
@@ -235,10 +237,17 @@ def _read(
 def _generate(decoder: Decoder, caches: Sequence[AnyCache], depth: int, ids: Tensor) -> list[float]:
     """Seconds of each step: one token into the caches, its logits out."""
     positions = torch.arange(depth, depth + ids.shape[0], device=ids.device)
-    seconds = []
+    seconds: list[float] = []
+    model: Model = GraphedModel(decoder) if ids.device.type == "cuda" else decoder
+    if ids.device.type == "cuda":
+        # What is captured is then captured before the first step that counts.
+        marks: list[Any] = [cache.snapshot() for cache in caches]
+        model(ids[:1], positions[:1], caches, 1)
+        for cache, mark in zip(caches, marks, strict=True):
+            cache.restore(mark)
     for step in range(ids.shape[0]):
         began = _now(ids.device)
-        decoder(ids[step : step + 1], positions[step : step + 1], caches, 1)
+        model(ids[step : step + 1], positions[step : step + 1], caches, 1)
         seconds.append(_now(ids.device) - began)
     return seconds
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import loading
 from ..config import Quant
-from ..device import choose_device, choose_dtype
+from ..device import choose_dtype, open_device
 from ..errors import ConfigError, ContextError, ModelError
 from ..hub import resolve_model
 from ..measurement import Progress
@@ -65,7 +65,7 @@ def find_model(options: SpeedOptions, progress: Progress) -> TimedModel:
         )
         config = read_config(folder)
         stored = checkpoint_dtype(folder, config)
-    device = choose_device(session)
+    device = open_device(session)
     with torch.device("meta"):
         parameters = sum(value.numel() for value in Decoder(config).parameters())
     return TimedModel(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from ..config import CacheKind, SessionConfig, WaveConfig
+from ..config import CacheKind, Device, SessionConfig, WaveConfig
 from ..errors import UsageError
 from ..measurement import MAX_SEED
 
@@ -49,6 +49,7 @@ class AttentionOptions:
     """Read a whole text through one layer, once, in place of decode steps."""
     budget: float | None = None
     """As in WaveConfig."""
+    device: Device = "cpu"
     threads: int = 0
     seed: int = 0
 
@@ -59,8 +60,10 @@ class AttentionOptions:
         _gain(self.gain)
         if self.prompt and self.data is not None:
             raise UsageError("--prompt and --data were both given; a prompt is synthetic")
+        if self.prompt and self.device != "cpu":
+            raise UsageError(f"--prompt and --device {self.device} were both given; give cpu")
         _seed(self.seed)
-        SessionConfig(threads=self.threads, wave=WaveConfig(budget=self.budget))
+        SessionConfig(device=self.device, threads=self.threads, wave=WaveConfig(budget=self.budget))
 
     @property
     def compares(self) -> str:
@@ -76,7 +79,12 @@ class AttentionOptions:
 
     @property
     def notes(self) -> list[str]:
-        return []
+        if self.device == "cpu":
+            return []
+        return [
+            "on a GPU every step is a captured graph; `wave` has its store in GPU memory, "
+            "`wave_ram` in pinned memory of the host and no block cache",
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,9 @@ class AttentionData:
     k: Tensor
     v: Tensor
 
+    def to(self, device: torch.device) -> AttentionData:
+        return AttentionData(*(rows.to(device) for rows in (self.q, self.k, self.v)))
+
 
 def structured_data(
     *,

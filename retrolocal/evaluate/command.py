@@ -65,6 +65,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
             device=arguments.device,
             dtype=arguments.dtype,
             quant=arguments.quant,
+            vram=arguments.vram,
             threads=arguments.threads,
             revision=arguments.revision,
             offline=arguments.offline,

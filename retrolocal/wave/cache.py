@@ -8,9 +8,9 @@ that sees index and store together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
-from statistics import fmean
 from weakref import WeakSet
 
 import torch
@@ -30,6 +30,8 @@ from .background import Job, Plan
 from .buffer.source import Stored
 from .chunks import ChunkedSegments, chunked_step
 from .clustering import cluster_segment
+from .device_cache import DeviceBlockCache
+from .device_step import DeviceStep
 from .index import WaveIndex
 from .prefill import prefill_attention
 from .read_from import Asked, clustered_shares, dense_shares
@@ -77,16 +79,6 @@ class WaveSnapshot:
     plan: Plan | None
 
 
-@dataclass(slots=True)
-class Steps:
-    """Sums over decode steps since the last reset; means over heads within a step."""
-
-    count: int = 0
-    retrieved_tokens: float = 0.0
-    mass_exact: float = 0.0
-    bytes: int = 0
-
-
 class WaveCache:
     """See the module; `layer` only keeps layers from taking up their segments at the same step.
 
@@ -101,17 +93,24 @@ class WaveCache:
         layer: int = 0,
         lengths: Lengths | None = None,
         chunk_tokens: int | None = None,
+        device: torch.device | None = None,
+        block_cache: int = 0,
     ) -> None:
+        """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory."""
         self._config = config
         self._chunk_tokens = chunk_tokens
         self._chunked = (
             None if chunk_tokens is None else ChunkedSegments(chunk_tokens, config.sink_tokens)
         )
+        self._device = torch.device("cpu") if device is None else device
+        """Where what was saved is loaded to."""
         self._layer = layer
         self._lengths = Lengths() if lengths is None else lengths
         self._index = WaveIndex(config)
         self._store: BlockStore = RamStore() if store is None else store
-        self._steady = TokenBuffer()
+        # On a GPU what waits to be clustered fits as it is: a captured step need not move.
+        waiting = 2 * (config.growth_tokens + config.window_tokens + config.sink_tokens)
+        self._steady = TokenBuffer(max(64, waiting) if self._device.type == "cuda" else 64)
         self._tokens = 0
         self._clustered_end = config.sink_tokens
         self._permutations: list[Tensor] = []
@@ -120,7 +119,15 @@ class WaveCache:
         self._originals: dict[int, tuple[Tensor, Tensor]] = {}
         """K and V [Hkv, N, D] as they came, of segments that a living snapshot may reopen."""
         self._job: Job | None = None
-        self._steps = Steps()
+        self._captured: DeviceStep | None = None
+        """Takes the next `attend`, while a step is being captured."""
+        self._blocks: DeviceBlockCache | None = None
+        if block_cache:
+            self._blocks = DeviceBlockCache(
+                self._index.segments, block_cache, self._device, layer=layer
+            )
+        self._device_step = DeviceStep(self._index, self._steady, self._device)
+        self._steps = self._device_step.sums
         self._asked: list[Tensor] = []
         self._settled = False
 
@@ -130,6 +137,8 @@ class WaveCache:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
+        if self._captured is not None:
+            return self._captured.step(q, k, v)
         if k.shape[1] == 1 and q.shape[-2] == 1:
             return self._step(q, k, v)
         self._take_up(early=True)
@@ -149,6 +158,37 @@ class WaveCache:
     def resume(self) -> None:
         """What was loaded had been settled, and grew since."""
         self._settled = True
+
+    def prepare_step(self) -> bool:
+        """Whether the next single token may come as a captured step; makes everything ready."""
+        if self._blocks is not None:
+            self._blocks.before_step()
+        return self._device_step.prepare()
+
+    def step_places(self) -> tuple[int, ...]:
+        """What a captured step refers to: when it changes, the step has to be captured again."""
+        return self._device_step.places()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """`attend` only launches, and leaves the cache as it is; for `stepped` to count."""
+        self._captured = self._device_step
+        try:
+            with self._device_step.undone():
+                yield
+        finally:
+            self._captured = None
+
+    def stepped(self) -> None:
+        """A captured step was replayed: one token more is held."""
+        asked = self._device_step.took()
+        self._tokens += 1
+        self._steps.count += 1
+        if self._blocks is not None:
+            self._blocks.after_step()
+        if len(self._asked) < ASKED:
+            self._asked.append(asked.clone())
+        self._grow()
 
     def settle(self) -> None:
         """The documents are read: clusters what a generation would cluster soon, so that it is part
@@ -188,6 +228,8 @@ class WaveCache:
             self._steady.replace(k, v)
         self._steady.keep(self._steady.tokens - (self._tokens - snapshot.tokens))
         self._tokens, self._clustered_end = snapshot.tokens, snapshot.clustered_end
+        if self._blocks is not None:
+            self._blocks.keep(snapshot.segments)
         self._index.keep(snapshot.segments)
         self._store.keep(snapshot.segments)
         del self._permutations[snapshot.segments :]
@@ -225,23 +267,24 @@ class WaveCache:
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens.
 
-        Segments are not copied: they may lie in a mapped file. `stored` says in which files their
-        blocks lie. Raises StoreError; the cache is of no use then.
+        On a CPU segments are not copied: they may lie in a mapped file, `stored` says in which one
+        their blocks lie. For a GPU the index is copied to it and the blocks to pinned memory.
+        Raises StoreError; the cache is of no use then.
         """
         assert self._tokens == 0, "only an empty cache can be loaded"
         for number, tensors in enumerate(segments):
-            segment = segment_of(tensors)
-            self._index.append(self._store.append(segment, stored[number] if stored else None))
-            self._permutations.append(tensors[PERMUTATION])
+            segment = segment_of(tensors).index_on(self._device)
+            self._append(self._store.append(segment, stored[number] if stored else None))
+            self._permutations.append(tensors[PERMUTATION].to(self._device))
             self._clustered_end += segment.tokens
-        self._steady.replace(rest["k"], rest["v"])
+        self._steady.replace(*(rest[name].to(self._device) for name in ("k", "v")))
         self._tokens = tokens
         if "plan" in rest:
             self._begin(Plan(*rest["plan"].tolist()))
 
     def reset_statistics(self) -> None:
         """Starts the means over steps anew; the last query of the prompt is the first asked."""
-        self._steps = Steps()
+        self._steps.reset()
         self._store.reset_figures()
         del self._asked[:-1]
 
@@ -281,6 +324,7 @@ class WaveCache:
 
     def statistics(self) -> CacheStatistics:
         steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
+        steps.collect()
         exact = steps.mass_exact / count if steps.count else 1.0
         return CacheStatistics(
             kind="dense" if self._lengths.may_stay_dense and not self._index.segments else "wave",
@@ -319,9 +363,9 @@ class WaveCache:
         else:
             answer = self._through_index(q)
             out = answer.out[:, None].to(q.dtype, copy=True)
-            self._steps.mass_exact += fmean(answer.mass_exact.tolist())
-            self._steps.retrieved_tokens += fmean(answer.retrieved_tokens.tolist())
-            self._steps.bytes += answer.bytes
+            self._steps.add(answer)
+            if self._blocks is not None:
+                self._blocks.after_step()
         self._grow()
         return out
 
@@ -356,6 +400,8 @@ class WaveCache:
 
     def _through_index(self, q: Tensor) -> StepAnswer:
         """The last token over everything held, as in a decode step; valid until the next one."""
+        if self._blocks is not None:
+            self._blocks.before_step()
         if self._chunked is None:
             return self._index.answer(q[:, 0], self._steady.view(), fetch=self._store.fetch)
         return chunked_step(
@@ -435,13 +481,19 @@ class WaveCache:
     def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
         sinks, number = self._config.sink_tokens, len(self._index.segments)
         count = stop - self._clustered_end
-        self._index.append(self._store.append(segment))
+        self._append(self._store.append(segment))
         self._permutations.append(permutation)
         if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
             keys, values = self._steady.view(sinks, sinks + count)
             self._originals[number] = keys.clone(), values.clone()
         self._steady.drop(sinks, count)
         self._clustered_end = stop
+
+    def _append(self, segment: Segment) -> None:
+        """A segment as the store holds it."""
+        self._index.append(segment)
+        if self._blocks is not None:
+            self._blocks.append(segment)
 
     def _grow(self) -> None:
         """Takes up what is due, then begins what can be begun."""

@@ -91,3 +91,25 @@ class WaveIndex:
             scale=1 / math.sqrt(q.shape[1]),
             fetch=fetch,
         )
+
+    def prepare_on_device(self, q: Tensor) -> tuple[int, ...]:
+        """Makes the device's tables and scratch ready for `answer_on_device` to queries like q.
+
+        What comes back changes when something that a captured step refers to has moved.
+        """
+        from ..kernels.wave_attention_triton import step_places
+
+        return step_places(q, self.segments, self._selection)
+
+    def answer_on_device(
+        self, q: Tensor, steady: tuple[Tensor, Tensor], count: Tensor
+    ) -> StepAnswer:
+        """`answer` with a steady zone of int32 count[0] tokens, in arrays with room for more.
+
+        Only launches: nothing is read from the device, so a CUDA graph can capture it.
+        """
+        from ..kernels.wave_attention_triton import device_scratch
+
+        scratch = device_scratch(q, self.segments, self._selection)
+        scale = 1 / math.sqrt(q.shape[1])
+        return scratch.step(q, steady, count, self.segments, self._selection, scale=scale)

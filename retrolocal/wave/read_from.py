@@ -38,7 +38,8 @@ class Asked(NamedTuple):
 def dense_shares(asked: Sequence[Asked]) -> Tensor:
     """Where there are no segments: mean share of every token, float32 [N]."""
     kv_heads = len(asked[0].steady)
-    shares = torch.zeros(sum(part.steady.shape[1] for part in asked))
+    tokens = sum(part.steady.shape[1] for part in asked)
+    shares = torch.zeros(tokens, device=asked[0].steady.device)
     for head in range(kv_heads):
         scores = [_of_head(part, head) @ part.steady[head].float().T for part in asked]
         shares += torch.softmax(torch.cat(scores, dim=1), dim=1).mean(0)
@@ -51,7 +52,8 @@ def clustered_shares(asked: Sequence[Asked]) -> Tensor:
     Tokens not looked at have 0.
     """
     kv_heads = len(asked[0].steady)
-    shares = torch.zeros(sum(part.segments.totals.tokens for part in asked))
+    tokens_held = sum(part.segments.totals.tokens for part in asked)
+    shares = torch.zeros(tokens_held, device=asked[0].steady.device)
     for head in range(kv_heads):
         first = 0
         for part, (tokens, weights) in zip(asked, _head_shares(asked, head), strict=True):
@@ -72,7 +74,7 @@ def _head_shares(asked: Sequence[Asked], head: int) -> list[tuple[Tensor, Tensor
     looked_at, scores = [], []
     for q, index, mass in zip(queries, indexes, masses, strict=True):
         if index is None:
-            looked_at.append(torch.empty(0, dtype=torch.int64))
+            looked_at.append(torch.empty(0, dtype=torch.int64, device=q.device))
             scores.append(mass)
             continue
         order = torch.argsort(torch.exp(mass - z).sum(0), descending=True)
@@ -88,7 +90,7 @@ def _head_shares(asked: Sequence[Asked], head: int) -> list[tuple[Tensor, Tensor
 def _masses(queries: Tensor, index: HeadIndex | None) -> Tensor:
     """Log masses [R, clusters] of queries [R, D] that have the scale in them."""
     if index is None:
-        return torch.empty(len(queries), 0)
+        return torch.empty(len(queries), 0, device=queries.device)
     norms = queries.square().sum(dim=1, keepdim=True)
     scores = queries @ index.clusters.keys.T
     return log_mass(scores, index.sizes.log(), norms * index.clusters.spreads)

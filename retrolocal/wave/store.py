@@ -1,13 +1,17 @@
 """The store: keys and values of the clustered tokens, each cluster one contiguous run of bytes.
 
 A block store takes whole segments (`kernels.segment`), never changes them, and decides where their
-blocks lie: `RamStore` keeps them where they came, `TieredStore` (`tiers`) also in a file.
+blocks lie: `RamStore` keeps them where they came, `TieredStore` (`tiers`) also in a file,
+`PinnedStore` in memory that a GPU reads over the bus.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from ..kernels.gather import Fetch
 from ..kernels.segment import Segment, nbytes
@@ -94,6 +98,71 @@ class RamStore:
     def keep(self, segments: int) -> None:
         """See `BlockStore.keep`."""
         del self._segments[segments:]
+
+    @property
+    def bytes(self) -> int:
+        return sum(nbytes(segment.blocks) for segment in self._segments)
+
+    def figures(self) -> StoreFigures:
+        return StoreFigures()
+
+    def reset_figures(self) -> None:
+        """Nothing is counted here."""
+
+
+ARENA_BYTES = 64 << 20
+"""Pinned memory is taken in pieces of this size: the system rounds small ones up to powers of 2."""
+ALIGNED = 64
+"""Segments begin at multiples of this many bytes."""
+
+
+class PinnedStore:
+    """Segments in page-locked memory of the host, which a GPU reads by address.
+
+    `append` returns when the bytes have arrived, so that a file or a kernel may read them.
+    """
+
+    def __init__(self, *, pinned: bool = True) -> None:
+        self._pinned = pinned
+        self._arenas: list[Tensor] = []
+        self._segments: list[Segment] = []
+        self._ends: list[tuple[int, int]] = []
+        """Behind each segment: how many arenas there are, and how full the last one is."""
+
+    def append(self, segment: Segment, stored: Stored | None = None) -> Segment:
+        """See `BlockStore.append`; what has to be checked is checked now, DamagedError."""
+        blocks = segment.blocks
+        if stored is not None and stored.check is not None:
+            stored.check(0, nbytes(blocks))
+        arenas, used = self._ends[-1] if self._ends else (0, 0)
+        begin, size = -(-used // ALIGNED) * ALIGNED, blocks.numel()
+        if arenas == 0 or begin + size > self._arenas[arenas - 1].numel():
+            if len(self._arenas) > arenas and self._arenas[arenas].numel() < size:
+                del self._arenas[arenas:]
+            if len(self._arenas) == arenas:
+                length = max(ARENA_BYTES, 1 << (size - 1).bit_length())
+                self._arenas.append(torch.empty(length, dtype=torch.uint8, pin_memory=self._pinned))
+            arenas, begin = arenas + 1, 0
+        place = self._arenas[arenas - 1][begin : begin + size].view(blocks.shape)
+        place.copy_(blocks)
+        held = replace(segment, blocks=place)
+        self._segments.append(held)
+        self._ends.append((arenas, begin + size))
+        return held
+
+    def moved(self, number: int, stored: Stored) -> None:
+        """What is in memory stays there."""
+
+    @property
+    def fetch(self) -> None:
+        return None
+
+    def whole(self, number: int) -> Segment:
+        """See `BlockStore.whole`."""
+        return self._segments[number]
+
+    def keep(self, segments: int) -> None:
+        del self._segments[segments:], self._ends[segments:]
 
     @property
     def bytes(self) -> int:

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from retrolocal.measurement import facts_and_table, table
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from retrolocal.errors import UsageError
+from retrolocal.measurement import (
+    Measurement,
+    common_options,
+    facts_and_table,
+    run_one_of,
+    table,
+)
 
 
 def test_facts_and_table() -> None:
@@ -35,3 +53,47 @@ def test_facts_alone() -> None:
 
 def test_a_table_without_rows() -> None:
     assert table(["a", "bcd"], []) == ["| a  | bcd |", "| -- | --: |"]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    compares: str = "nothing with nothing"
+    notes: tuple[str, ...] = ()
+
+
+def measured(options: Nothing, progress: Callable[[str], None]) -> dict[str, Any]:
+    return {"tokens": 7}
+
+
+def measurement() -> dict[str, Measurement]:
+    def parser() -> ArgumentParser:
+        made = ArgumentParser()
+        common_options(made.add_argument_group("run"))
+        return made
+
+    return {
+        "seven": Measurement(
+            summary="seven",
+            parser=parser,
+            options=lambda arguments: Nothing(),
+            module="seven",
+            lines=facts_and_table,
+        )
+    }
+
+
+def test_out_is_the_folder_of_a_json_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "seven", SimpleNamespace(run=measured))  # type: ignore[arg-type]
+    folder = tmp_path / "new" / "folder"
+    assert run_one_of("bench", measurement(), "", ["seven", "--out", str(folder)]) == 0
+    assert [file.name for file in folder.iterdir()] == ["bench-seven.json"]
+    written = json.loads((folder / "bench-seven.json").read_text())
+    assert written == {"compares": "nothing with nothing", "notes": [], "tokens": 7}
+    assert "tokens: 7" in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out is .*file/inside"):
+        run_one_of(
+            "bench", measurement(), "", ["seven", "--out", str(tmp_path / "file" / "inside")]
+        )

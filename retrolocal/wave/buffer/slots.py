@@ -78,7 +78,13 @@ def _shared_out(sizes: list[int], counts: list[int], share: float) -> list[SlotC
 class BlockCache:
     """See the module. Keys are numbers 0 ... `keys` - 1 of clusters; slots are numbered through."""
 
-    def __init__(self, classes: list[SlotClass], policy: PolicyName = DEFAULT) -> None:
+    def __init__(
+        self,
+        classes: list[SlotClass],
+        policy: PolicyName = DEFAULT,
+        device: torch.device | None = None,
+    ) -> None:
+        """The arena is on `device`, in the memory of the machine when none is given."""
         counts = np.array([one.slots for one in classes], np.int64)
         self._lengths = np.array([one.length for one in classes], np.int64)
         self._first = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
@@ -96,7 +102,8 @@ class BlockCache:
         self._ready = np.zeros(len(ends), np.bool_)
         self._pins = np.zeros(len(ends), np.int64)
         # Written once now: the first write to a page of memory takes longer than the copy.
-        self._arena = torch.empty(int(self._lengths @ counts), dtype=torch.uint8).zero_()
+        size = int(self._lengths @ counts)
+        self._arena = torch.empty(size, dtype=torch.uint8, device=device).zero_()
         self.evicted = 0
 
     @property
