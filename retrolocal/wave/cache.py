@@ -18,23 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import WaveConfig
-from ..kernels.attention import causal_attention, full_attention
-from ..kernels.chunked_attention import chunked_attention, ranges
-from ..kernels.gather import behind
-from ..kernels.merge import merge
-from ..kernels.segment import Segment, SegmentTable, nbytes, segment_of, segment_tensors
-from ..kernels.wave_attention import StepAnswer
+from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
 from .buffer.source import Stored
-from .chunks import ChunkedSegments, chunked_step
 from .clustering import cluster_segment
 from .device_cache import DeviceBlockCache
 from .device_step import DeviceStep
 from .index import WaveIndex
-from .prefill import prefill_attention
-from .read_from import Asked, clustered_shares, dense_shares
+from .read_from import clustered_shares, dense_shares
+from .reader import Extent, Reader, stored_rows
 from .store import BlockStore, RamStore
 from .zones import next_growth, next_segment, pending, segment_end
 
@@ -99,9 +93,6 @@ class WaveCache:
         """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory."""
         self._config = config
         self._chunk_tokens = chunk_tokens
-        self._chunked = (
-            None if chunk_tokens is None else ChunkedSegments(chunk_tokens, config.sink_tokens)
-        )
         self._device = torch.device("cpu") if device is None else device
         """Where what was saved is loaded to."""
         self._layer = layer
@@ -113,6 +104,7 @@ class WaveCache:
         self._steady = TokenBuffer(max(64, waiting) if self._device.type == "cuda" else 64)
         self._tokens = 0
         self._clustered_end = config.sink_tokens
+        self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens)
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
         self._snapshots: WeakSet[WaveSnapshot] = WeakSet()
@@ -134,6 +126,10 @@ class WaveCache:
     @property
     def tokens(self) -> int:
         return self._tokens
+
+    @property
+    def _extent(self) -> Extent:
+        return Extent(self._tokens, self._clustered_end)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
@@ -295,32 +291,13 @@ class WaveCache:
         """
         if not self._asked:
             return None
-        asked = self._read_parts(torch.stack(self._asked, dim=-3))
+        queries = torch.stack(self._asked, dim=-3)
+        asked = self._reader.asked(queries, self._permutations, self._extent)
         if not self._index.segments:
             return dense_shares(asked)
         shares = clustered_shares(asked)
         sinks = self._config.sink_tokens
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
-
-    def _read_parts(self, queries: Tensor) -> list[Asked]:
-        """Queries [S, Hq, D] (or three times that) with what they ask for, as the text has it."""
-        segments, permutations = self._index.segments, self._permutations
-        if self._chunked is None:
-            near, fetch = self._steady.view()[0], self._store.fetch
-            return [Asked(queries, near, segments, permutations, fetch)]
-        tables = self._chunked.of(segments, self._tokens)
-        numbers = self._chunked.numbers(segments, self._tokens)
-        seen = ranges(self._tokens, self._chunked.chunk_tokens)
-        return [
-            Asked(
-                queries[kind],
-                self._held(seen[kind])[0],
-                tables[kind],
-                permutations[slice(*numbers[kind])],
-                behind(self._store.fetch, numbers[kind][0]),
-            )
-            for kind in (2, 1, 0)
-        ]
 
     def statistics(self) -> CacheStatistics:
         steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
@@ -358,10 +335,12 @@ class WaveCache:
         if len(self._asked) < ASKED:
             self._asked.append(q[..., 0, :].clone())
         if len(self._index.segments) == 0:
-            out = self._steady_attention(q)[0].to(q.dtype)
+            out = self._reader.steady(q, self._extent)[0].to(q.dtype)
             self._steps.mass_exact += 1.0
         else:
-            answer = self._through_index(q)
+            if self._blocks is not None:
+                self._blocks.before_step()
+            answer = self._reader.step(q, self._extent)
             out = answer.out[:, None].to(q.dtype, copy=True)
             self._steps.add(answer)
             if self._blocks is not None:
@@ -372,71 +351,10 @@ class WaveCache:
     def _answer(self, q: Tensor, *, short: bool) -> Tensor:
         """The last Tq tokens over everything held: [Hq, Tq, D]."""
         self._asked = [q[..., -1, :].clone()]
-        indexed = len(self._index.segments) > 0
-        through_index = indexed and self._tokens >= self._lengths.prefill()
-        if indexed and short and self._chunked is None:
-            return self._one_by_one(q)
-        if through_index and q.shape[-2] == 1:
-            return self._through_index(q).out[:, None].to(q.dtype, copy=True)
-        found = self._steady_attention(q)
-        for asked, first, segments in self._asked_segments(q):
-            if len(segments) == 0:
-                continue
-            if through_index:
-                fetch = behind(self._store.fetch, first)
-                found = prefill_attention(asked, found, segments, self._config, fetch)
-                continue
-            for number in range(first, first + len(segments)):
-                k, v = (rows.to(q.dtype) for rows in self._rows(number))
-                found = merge(found, full_attention(asked, k, v, scale=q.shape[-1] ** -0.5))
-        return found[0].to(q.dtype)
-
-    def _steady_attention(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The last Tq tokens over the steady zone: out [Hq, Tq, D] and lse [Hq, Tq]."""
-        scale = q.shape[-1] ** -0.5
-        if self._chunk_tokens is None:
-            return causal_attention(q, *self._steady.view(), scale=scale)
-        return chunked_attention(q, self._tokens, self._chunk_tokens, self._held, scale=scale)
-
-    def _through_index(self, q: Tensor) -> StepAnswer:
-        """The last token over everything held, as in a decode step; valid until the next one."""
-        if self._blocks is not None:
+        through_index = self._tokens >= self._lengths.prefill()
+        if through_index and q.shape[-2] == 1 and self._blocks is not None:
             self._blocks.before_step()
-        if self._chunked is None:
-            return self._index.answer(q[:, 0], self._steady.view(), fetch=self._store.fetch)
-        return chunked_step(
-            q[:, :, 0], self._tokens, self._index, self._chunked, self._held, self._store.fetch
-        )
-
-    def _asked_segments(self, q: Tensor) -> Sequence[tuple[Tensor, int, SegmentTable]]:
-        """Queries [Hq, Tq, D], the segments that they ask for and the number of the first."""
-        if self._chunked is None:
-            return [(q, 0, self._index.segments)]
-        tables = self._chunked.of(self._index.segments, self._tokens)
-        numbers = self._chunked.numbers(self._index.segments, self._tokens)
-        return [
-            (asked, first, table)
-            for asked, (first, _), table in zip(q, numbers, tables, strict=True)
-        ]
-
-    def _held(self, positions: range) -> tuple[Tensor, Tensor]:
-        """K and V [Hkv, n, D] of the tokens of the steady zone at these positions."""
-        sinks, clustered = self._config.sink_tokens, self._clustered_end
-
-        def place(position: int) -> int:
-            inside = min(position, sinks)
-            return inside + max(0, position - clustered)
-
-        return self._steady.view(place(positions.start), place(positions.stop))
-
-    def _one_by_one(self, q: Tensor) -> Tensor:
-        """The last Tq tokens, each as a decode step."""
-        k, v = self._steady.view()
-        out, first = torch.empty_like(q), k.shape[1] - q.shape[1] + 1
-        for number in range(q.shape[1]):
-            seen = k[:, : first + number], v[:, : first + number]
-            out[:, number] = self._index.answer(q[:, number], seen, fetch=self._store.fetch).out
-        return out
+        return self._reader.prompt(q, self._extent, through_index=through_index, short=short)
 
     def _room(self, tokens: int) -> int:
         """How many of so many new tokens may come before a full segment has to be cut.
@@ -528,12 +446,6 @@ class WaveCache:
         held, whole = self._index.segments[number], self._store.whole(number)
         return replace(whole, blocks=whole.blocks.clone()) if held.blocks.is_meta else whole
 
-    def _rows(self, number: int) -> tuple[Tensor, Tensor]:
-        """K and V [Hkv, N, D] of a segment as the store has them, in cluster order."""
-        segment = self._store.whole(number)
-        k, v = zip(*(segment.rows(head) for head in range(segment.heads)), strict=True)
-        return torch.stack(k), torch.stack(v)
-
     def _in_token_order(self, number: int) -> tuple[Tensor, Tensor]:
         """K and V [Hkv, N, D] of a segment as they came.
 
@@ -542,6 +454,6 @@ class WaveCache:
         if number in self._originals:
             return self._originals[number]
         assert self._index.segments[number].codec.plain, "a snapshot of another cache"
-        k, v = self._rows(number)
+        k, v = stored_rows(self._store.whole(number))
         back = torch.argsort(self._permutations[number].long(), dim=1)[..., None].expand_as(k)
         return k.gather(1, back), v.gather(1, back)

@@ -19,6 +19,7 @@ from retrolocal.config import WaveConfig
 from retrolocal.fidelity import exact_attention
 from retrolocal.wave.cache import Lengths, WaveCache
 from retrolocal.wave.clustering import cluster_segment
+from retrolocal.wave.reader import stored_rows
 
 Rows = tuple[Tensor, Tensor, Tensor]
 SMALL = WaveConfig(
@@ -150,7 +151,7 @@ def test_a_prompt_is_read_over_what_the_store_returns(
     q, k, v = structured(8, 330)
     cache = WaveCache(replace(SMALL, store_type=store))
     run(cache, (q, k, v), [300])
-    decoded = [cache._rows(n) for n in range(len(cache._index.segments))]
+    decoded = [stored_rows(segment) for segment in cache._index.segments]
     steady = (t[:, : cache._steady.tokens] for t in cache._steady.view())
     k_read, v_read = (
         torch.cat((*stored, own, new[:, 300:]), dim=1)
