@@ -72,7 +72,7 @@ RECOMMENDED = (
         layers=48,
         kv_heads=8,
         head_dim=128,
-        max_tokens=262_144,
+        max_tokens=1_010_000,
         licence="Apache-2.0",
     ),
     Recommendation(
@@ -82,7 +82,7 @@ RECOMMENDED = (
         layers=28,
         kv_heads=4,
         head_dim=128,
-        max_tokens=262_144,
+        max_tokens=1_010_000,
         licence="Apache-2.0",
     ),
     Recommendation(
