@@ -24,7 +24,8 @@ def prefill_seconds(
 ) -> float:
     """Of reading a text exactly (`--prefill wave` takes less)."""
     products = 2 * _matrix_elements(model) * tokens
-    pairs = sum(_pairs(tokens, layer.window) for layer in model.layers)
+    # The last layer computes keys and values only: nobody wants the logits inside a text.
+    pairs = sum(_pairs(tokens, layer.window) for layer in model.layers[:-1])
     attention = 4 * model.heads * model.head_dim * pairs
     clustered = 0 if config.cache == "dense" else tokens * model.kv_heads * _indexed(model)
     return (
