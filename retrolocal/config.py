@@ -54,7 +54,8 @@ class WaveConfig:
     group_clusters: int = 8
     """Clusters per group of the coarse level."""
     descend: float = 0.15
-    """Share of the groups whose clusters a query looks at (`least_groups` if that is more)."""
+    """Share of the groups whose clusters a query looks at (`least_groups` if that is more; in texts
+    of up to 65,536 tokens 256)."""
     least_groups: int = 64
     epsilon: float = 0.002
     """`budget` None: retrieve until less than this share of the mass is left to estimation ..."""

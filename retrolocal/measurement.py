@@ -69,6 +69,11 @@ def common_options(group: argparse._ArgumentGroup) -> None:
         metavar="I",
         help="seed of everything that is drawn (default: %(default)s)",
     )
+    output_options(group)
+
+
+def output_options(group: argparse._ArgumentGroup) -> None:
+    """Those of every measurement."""
     group.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
     )

@@ -10,7 +10,13 @@ from typing import Any
 from ..arguments import command_parser, fractions, names, numbers
 from ..config import SessionConfig, WaveConfig
 from ..errors import UsageError
-from ..measurement import Measurement, common_options, facts_and_table, run_one_of
+from ..measurement import (
+    Measurement,
+    common_options,
+    facts_and_table,
+    output_options,
+    run_one_of,
+)
 from ..shared_options import (
     batch_option,
     budget_option,
@@ -194,9 +200,7 @@ def reopen_parser() -> argparse.ArgumentParser:
         metavar="R",
         help="programs of each kind (default: %(default)s)",
     )
-    group.add_argument(
-        "--json", action="store_true", help="print one JSON object, and nothing else, on stdout"
-    )
+    output_options(group)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -12,9 +13,14 @@ from ..kernels.segment import Segment, SegmentTable
 from ..kernels.wave_attention import Selection, StepAnswer, wave_attention
 from .zones import PAPER_ESTIMATED, PAPER_RETRIEVED
 
+SHORT_GROUPS = 512
+"""Up to so many groups (65,536 tokens) looking into more of them costs little ..."""
+SHORT_LEAST = 256
+"""... so that at least this many are looked into: a mean hides a lone token."""
+
 
 def selection(config: WaveConfig) -> Selection:
-    """What a decode step reads under these settings."""
+    """What a decode step reads under these settings, in a long text."""
     if config.scheme == "paper":
         share = PAPER_RETRIEVED if config.budget is None else config.budget
         return Selection(
@@ -44,8 +50,14 @@ class WaveIndex:
     """Segments are appended and never change; nothing is copied when one comes."""
 
     def __init__(self, config: WaveConfig) -> None:
-        self._selection = selection(config)
+        self._long = selection(config)
+        least = max(self._long.least_groups, SHORT_LEAST)
+        self._short = replace(self._long, least_groups=least)
         self.segments = SegmentTable()
+
+    @property
+    def _selection(self) -> Selection:
+        return self._short if self.segments.totals.groups <= SHORT_GROUPS else self._long
 
     def append(self, segment: Segment) -> None:
         self.segments.append(segment)

@@ -39,8 +39,8 @@ def build(tmp_path: Path, **wanted: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SPILLED = 128
-"""Bytes a thread may spill; the most that was seen is 104, in wave prefill on sm_86."""
+SPILLED = 192
+"""Bytes a thread may spill; the most that was seen is 176, by Triton 3.9 (3.6: 104)."""
 
 
 def check(found: list[dict[str, Any]]) -> None:
