@@ -97,7 +97,8 @@ def test_few_tokens_retrieved_come_as_close_as_without_chunks(three: Any) -> Non
         facts = wave.statistics()
         assert 0 < facts.retrieved_tokens < 0.5 * facts.tokens
         assert 0.3 < facts.mass_exact < 1
-    assert 0 < medians[0] < 1.2 * medians[1]
+    # Below half a per cent which of the two is nearer says nothing.
+    assert 0 < medians[0] < max(1.2 * medians[1], 0.005)
 
 
 def test_no_segment_lies_in_two_chunks(three: Any) -> None:
