@@ -39,8 +39,9 @@ def build(tmp_path: Path, **wanted: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SPILLED = 192
-"""Bytes a thread may spill; the most that was seen is 176, by Triton 3.9 (3.6: 104)."""
+SPILLED = 256
+"""Bytes a thread may spill; the most that was seen is 232, in wave prefill on sm_120 by Triton 3.9
+(3.6: 104 on sm_86)."""
 
 
 def check(found: list[dict[str, Any]]) -> None:
