@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 
 from ..errors import DamagedError
 from .catalogue import Catalogue
+from .closing import Closing
 from .filesystem import FileSystem
 from .identity import Identity, TokenIds, child_key, root_key
 from .manifest import TensorFile
@@ -23,7 +23,7 @@ Known = Mapping[str, Mapping[str, Sequence[TensorFile]]]
 """Parent -> key -> the files that manifests know under this key: one, unless it was made anew."""
 
 
-class Prefix:
+class Prefix(Closing):
     """The stored segments that a text begins with, open; what `Library.longest_prefix` gives."""
 
     def __init__(
@@ -48,17 +48,6 @@ class Prefix:
     def close(self) -> None:
         for segment in self.segments:
             segment.close()
-
-    def __enter__(self) -> Prefix:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def known_segments(catalogue: Catalogue, root: str) -> Known:

@@ -7,9 +7,9 @@ number of segments, not with their size.
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 from typing import Any
 
+from .closing import Closing
 from .documents import read_outline, read_text
 from .filesystem import FileSystem
 from .identity import Identity
@@ -20,7 +20,7 @@ from .reading import reading
 from .segment import Segment, open_segment
 
 
-class Entry:
+class Entry(Closing):
     """What `Library.open` and `find_file` give; a context manager."""
 
     def __init__(self, fs: FileSystem, manifest: Manifest, file: int) -> None:
@@ -115,14 +115,3 @@ class Entry:
             self._file = None
         if self._objects is not None:
             self._objects.close()
-
-    def __enter__(self) -> Entry:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from ..errors import LibraryError, LockedError
+from .closing import Closing
 from .filesystem import PRIVATE_FILE
 
 WRITER = "writer"
@@ -24,7 +24,7 @@ OBJECTS = "objects"
 """The folder of texts, outlines and page maps; held shared by every open entry."""
 
 
-class Lock:
+class Lock(Closing):
     """A held lock; a context manager that lets it go."""
 
     def __init__(self, file: int) -> None:
@@ -34,17 +34,6 @@ class Lock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def lock_writer(root: Path) -> Lock:

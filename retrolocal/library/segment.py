@@ -11,12 +11,12 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from ..errors import DamagedError, LibraryError
+from .closing import Closing
 from .filesystem import FileSystem
 from .manifest import TensorFile
 from .reading import AGAIN, map_file, open_shared
@@ -38,7 +38,7 @@ FOLDERS: dict[FileKind, str] = {"segment": "segments", "tail": "tails"}
 SUFFIX = ".safetensors"
 
 
-class Segment:
+class Segment(Closing):
     """Tensors by name, of one segment (or one tail) of a text."""
 
     def __init__(self, file: TensorFile, header: Header, mapping: mmap.mmap, label: str) -> None:
@@ -123,17 +123,6 @@ class Segment:
     def close(self) -> None:
         """Lets go of the file; it stays mapped, and kept from `gc`, while a tensor of it lives."""
         self._mapping = None
-
-    def __enter__(self) -> Segment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_chunk(self, chunk: int) -> None:
         begin, end = self._header.chunk_range(chunk)

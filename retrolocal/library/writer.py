@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import DamagedError, LibraryError
@@ -18,6 +17,7 @@ from . import canonical
 from .canonical import Json
 from .catalogue import Catalogue, manifest_path, write_manifest
 from .cleaning import clean_if_idle
+from .closing import Closing
 from .filesystem import FileSystem
 from .identity import TokenIds, child_key, tail_key
 from .locks import Lock
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_MAP_BYTES_PER_TOKEN = 16
 
 
-class Writer:
+class Writer(Closing):
     """What `Library.write` gives; a context manager, for one thread of the process that made it.
 
     After an error it takes nothing more; what it had saved stays. Leaving it without `finish` keeps
@@ -128,17 +128,6 @@ class Writer:
         """Lets go of the library."""
         self._broken = True
         self._lock.close()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def begin(self) -> None:
         """Commits the running entry as it was given; `Library.write` does this."""
