@@ -199,8 +199,10 @@ def _library() -> Line:
 
 
 def _folder(name: str, folder: Path, otherwise: str) -> Line:
+    from .paths import disk_free
+
     there = next(one for one in (folder, *folder.parents) if one.exists())
-    free = shutil.disk_usage(there).free
+    free = disk_free(folder)
     found = f"{folder}, {free / GIB:.1f} GiB free"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         advice = f"make {there} writable, or {otherwise}"

@@ -10,10 +10,11 @@ from .amounts import size, spoken
 from .config import SessionConfig
 from .default_model import fitting
 from .errors import ConfigError, Interrupted
-from .hub import Download, cache_folder, fetch, free_bytes, locate_model, shadow_note
+from .hub import Download, cache_folder, fetch, locate_model, shadow_note
 from .memory import machine_bytes
 from .models.config import read_config
 from .pace import Pace
+from .paths import disk_free
 from .report import Report
 
 LINE_SECONDS = 0.2
@@ -79,7 +80,7 @@ def _instead() -> str:
 
 def _announce(download: Download, report: Report) -> None:
     folder, missing = cache_folder(), download.missing
-    free = free_bytes(folder)
+    free = disk_free(folder)
     facts = {
         "event": "start",
         "model": str(download.name),

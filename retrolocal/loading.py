@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .models.decoder import Decoder
 from .models.quantised import weight_bytes
 from .models.quantised_file import FORMAT, read_quantised, write_quantised
 from .models.weights import load_decoder
-from .paths import cache_dir
+from .paths import cache_dir, disk_free
 
 MARGIN = 1 << 30
 """Bytes that are left free on the disk."""
@@ -54,7 +53,7 @@ def open_decoder(
     needed = weight_bytes(config, dtype, quant)[0] + MARGIN
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(file.parent).free < needed:
+        if disk_free(file.parent) < needed:
             return decoder
         write_quantised(decoder, file)
     except OSError:

@@ -7,7 +7,6 @@ in a file; everything else has to fit.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .config import WaveConfig
 from .errors import ContextError, MemoryLimitError
 from .kernels.codecs import CODED, Codec
 from .models.config import ModelConfig
+from .paths import disk_free
 
 GIB = 1 << 30
 LEAST_CACHE = 0.02
@@ -203,12 +203,6 @@ def require_file(needed: MemoryEstimate, found: Placement, folder: Path, *, toke
             f"memory, and {folder} has {free / GIB:.1f} GiB free: free the disk, give a shorter "
             "text or --store-type int4"
         )
-
-
-def disk_free(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    return shutil.disk_usage(there).free
 
 
 def machine_bytes() -> int:

@@ -5,6 +5,7 @@ Answers where things are; makes nothing and loads no model code.
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,3 +52,9 @@ def state_dir() -> Path:
     `$XDG_STATE_HOME/retrolocal`.
     """
     return user_state_path("retrolocal", appauthor=False)
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(there).free

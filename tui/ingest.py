@@ -30,7 +30,7 @@ from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, read_documents
 from ..library import Library
-from ..memory import disk_free
+from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
 from ..session import Session

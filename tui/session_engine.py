@@ -86,6 +86,7 @@ class SessionEngine:
         name, notes = self._choose()
         control.emit(Began("looking", name))
         self._fetch(name, control, download)
+        from ..device import device_note
         from ..kernels.compiled import compiled, compiled_before
         from ..session import AskOptions, Session
 
@@ -115,6 +116,8 @@ class SessionEngine:
         )
         self._compiles = settings.config.cache != "dense" and compiled() and not compiled_before()
         self._measure(control, 0)
+        if (note := device_note(settings.config)) is not None:
+            notes = (*notes, note)
         return Opened(
             model=session.name,
             max_tokens=session.max_tokens,
@@ -214,7 +217,8 @@ class SessionEngine:
     def _fetch(self, name: str, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
         from ..fetching import check_usable
-        from ..hub import cache_folder, fetch, free_bytes, locate_model
+        from ..hub import cache_folder, fetch, locate_model
+        from ..paths import disk_free
 
         config = self._settings.config
         found = locate_model(name, revision=config.revision, offline=config.offline)
@@ -226,7 +230,7 @@ class SessionEngine:
                 Download(
                     model=str(found.name),
                     total_bytes=found.missing_bytes,
-                    free_bytes=free_bytes(folder),
+                    free_bytes=disk_free(folder),
                     folder=folder,
                 )
             )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 from ..amounts import size
 from ..errors import DownloadError
+from ..paths import disk_free
 from .cache import (
     COMMIT,
     INDEX,
@@ -183,19 +183,12 @@ def _what_it_is(files: dict[str, HubFile]) -> str:
 def _require_room(download: Download) -> None:
     folder = cache_folder()
     needed = int(download.missing_bytes * SPARE)
-    free = free_bytes(folder)
+    free = disk_free(folder)
     if needed > free:
         raise DownloadError(
             f"{download.name} needs {size(needed)} in {folder} and {size(free)} are free; make room"
             f" for {size(needed - free)} more, or set HF_HOME to another disk"
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _named_by_index(download: Download, weights: list[str]) -> list[str]:
