@@ -193,9 +193,14 @@ def _caches() -> Line:
 
 
 def _library() -> Line:
+    from .errors import SettingsError, UsageError
     from .paths import library_dir
 
-    return _folder("library", library_dir(), "nothing that is read can be kept")
+    try:
+        folder = library_dir()
+    except (SettingsError, UsageError) as error:
+        return Line("library", "problem", str(error), "no command that reads settings runs")
+    return _folder("library", folder, "nothing that is read can be kept")
 
 
 def _folder(name: str, folder: Path, otherwise: str) -> Line:

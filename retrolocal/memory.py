@@ -152,7 +152,8 @@ def limit(ram: int, used: int) -> Limit:
     """
     free = available_bytes() + used
     if ram and ram <= free:
-        return Limit(ram, f"--ram is {ram / GIB:.1f}")
+        words = f"{ram / GIB:.1f}" if ram >= GIB // 20 else f"{ram:,} bytes"
+        return Limit(ram, f"--ram is {words}")
     return Limit(free, f"{(free - used) / GIB:.1f} GiB are free")
 
 

@@ -61,6 +61,7 @@ class Shelf:
         """`identity` as settled today, but for its prefix; with `any_prefill` a text that was read
         in another way will do."""
         self._library, self._tell = keeping.library, keeping.tell
+        self._told: set[str] = set()
         self._corpus, self._required = keeping.corpus, keeping.required
         self._grows = keeping.grows
         self._identity = identity
@@ -273,7 +274,10 @@ class Shelf:
     def _failed(self, error: LibraryError) -> None:
         if self._required:
             raise error
-        self._tell(f"not kept in the library: {error}")
+        line = f"not kept in the library: {error}"
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
 
 
 class _Keeper:

@@ -88,6 +88,11 @@ class Card(MessageView):
         self.title = title
         self.text = text
         self.keys = tuple(keys)
+        self._typing = False
+        """Whether a letter has gone to the prompt: those behind it follow, whatever they are."""
+
+    def on_focus(self) -> None:
+        self._typing = False
 
     def rows(self, width: int) -> Sequence[Content]:
         inner = max(8, width - 4)
@@ -105,11 +110,12 @@ class Card(MessageView):
         return [top, *lines, Content("└" + "─" * (inner + 2) + "┘")]
 
     def on_key(self, event: events.Key) -> None:
-        if event.key in {one.key for one in self.keys}:
+        if not self._typing and event.key in {one.key for one in self.keys}:
             event.stop()
             self.post_message(self.Chosen(self, event.key))
         elif event.is_printable and event.character is not None:
             event.stop()
+            self._typing = True
             self.post_message(self.Typed(event.character))
 
 

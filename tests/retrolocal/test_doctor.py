@@ -72,3 +72,14 @@ def test_the_hub_is_asked_and_its_silence_is_a_note(monkeypatch: pytest.MonkeyPa
     assert line.state == "note"
     assert "no route" in line.found
     assert doctor._hub(offline=True).state == "ok"
+
+
+def test_a_broken_configuration_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "config.toml"
+    broken.write_text("library = [")
+    monkeypatch.setenv("RETROLOCAL_CONFIG", str(broken))
+    assert main(["doctor", "--offline"]) == 1
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if "problem" in one)
+    assert line.startswith(f"library    problem  {broken}")
