@@ -456,6 +456,25 @@ def test_completion_of_commands_and_paths(state: Path) -> None:
     play(scene, state=state)
 
 
+def test_an_at_sign_completes_paths_and_adds_the_file(state: Path) -> None:
+    folder = state.parent / "books"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "whale [x].txt").write_text("x")
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        stage.chat.prompt.set_text(f"@{folder}/")
+        await stage.pilot.pause()
+        await stage.pilot.press("tab")
+        assert stage.chat.prompt.text == f"@{folder}/deep/"
+        await stage.pilot.press("tab")
+        assert stage.chat.prompt.text == f"/file {folder}/deep/whale [x].txt"
+        await stage.pilot.press("enter")
+        assert (await stage.call("documents")).argument == (f"{folder}/deep/whale [x].txt",)
+
+    play(scene, state=state)
+
+
 def test_a_file_dropped_on_the_terminal_may_become_a_document(state: Path) -> None:
     path = state.parent / "a b.txt"
     path.write_text("x")
