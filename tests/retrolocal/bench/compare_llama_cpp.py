@@ -94,7 +94,7 @@ def compare(options: argparse.Namespace, gguf: Path, depth: int) -> list[dict[st
 
 
 def say(row: dict[str, Any]) -> None:
-    ours, theirs = (statistics.median(row[name]) for name in ("tokens_per_second", "llama_cpp"))
+    ours, theirs = (statistics.median(row[name]) for name in ("retrolocal", "llama_cpp"))
     print(
         f"depth {row['depth']:>7,}  retrolocal {ours:6.2f} tokens/s  llama.cpp, flash attention "
         f"{row['flash_attention']:3} {theirs:6.2f} tokens/s  ratio {row['ratio']:.2f}",
