@@ -1,8 +1,8 @@
 """Products with a weight matrix: where a decoder's time goes.
 
 `linear` chooses. PyTorch multiplies, but for one row in 16 bits on a CPU, which is a decode step:
-that takes as long as the matrix takes to be read, and PyTorch's library takes several times as
-long. Knows no model.
+that should take as long as reading the matrix does, and PyTorch's library takes several times as
+long (PERFORMANCE.md). Knows no model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .compiled import compiled
 
-SMALLEST = 1 << 18
-"""Numbers in a matrix from which on it pays to call compiled code (measured, PERFORMANCE.md)."""
+SMALLEST = 1 << 20
+"""Numbers in a matrix from which on compiled code is called; a guess, smaller ones cost little."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from retrolocal.kernels import linear as chooser
 from retrolocal.kernels.linear import linear, linear_reference
 
-linear_numba = pytest.importorskip("retrolocal.kernels.linear_numba").linear_numba
+compiled = pytest.importorskip("retrolocal.kernels.linear_numba")
+linear_numba = compiled.linear_numba
 
 SHAPES = [(1, 1), (2, 7), (5, 64), (129, 333), (512, 96)]
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
@@ -43,6 +44,18 @@ def test_one_row_is_the_formula(
     assert ((with_bias - exact - bias.double()).abs() <= error).all()
 
 
+@pytest.mark.parametrize("step", [2, 3, 64])
+def test_threads_and_pieces_leave_nothing_out(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, _ = drawn(331, 96, torch.bfloat16)
+    monkeypatch.setattr(compiled, "PIECE", step * 96)
+    answers = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        answers.append(linear_numba(x, weight))
+    torch.testing.assert_close(answers[0], linear_reference(x, weight))
+    assert all(torch.equal(answers[0], other) for other in answers)
+
+
 def test_what_is_not_finite_stays_so() -> None:
     x, weight, _ = drawn(4, 40, torch.bfloat16)
     weight[1, 3], weight[2, 5] = torch.inf, torch.nan
@@ -67,7 +80,7 @@ def test_a_large_matrix_and_one_row_are_compiled(monkeypatch: pytest.MonkeyPatch
 
 
 def test_matrices_that_do_not_lie_in_rows() -> None:
-    x, weight, bias = drawn(600, 600, torch.bfloat16)
+    x, weight, bias = drawn(1100, 1100, torch.bfloat16)
     assert weight.numel() > chooser.SMALLEST
     across = weight.t()
     expected = linear_reference(x, across.contiguous(), bias)
