@@ -24,7 +24,7 @@ from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_dtype, open_device
 from .device_graph import stepping
-from .errors import ContextError, UsageError
+from .errors import ContextError, DamagedError, UsageError
 from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
@@ -258,7 +258,8 @@ class Session:
 
         Raises ContextError, before anything is read, when the prompt does not fit, and Interrupted
         when `stop` was called while the prompt was read; the question then is not part of the
-        conversation. A stopped answer is.
+        conversation. A stopped answer is. Raises DamagedError where a kept text turns out to be
+        damaged: asked again, what is damaged of it is read again.
         """
         asked = self._conversation.asked(prompt)
         if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
@@ -266,11 +267,15 @@ class Session:
             close(self._context)
             self._context = None
         context = self._conversation_context()
-        for event in self._answer(context, asked, options or AskOptions()):
-            if isinstance(event, Reply):
-                reply = Message("assistant", event.text)
-                self._conversation = replace(asked, messages=(*asked.messages, reply))
-            yield event
+        try:
+            for event in self._answer(context, asked, options or AskOptions()):
+                if isinstance(event, Reply):
+                    reply = Message("assistant", event.text)
+                    self._conversation = replace(asked, messages=(*asked.messages, reply))
+                yield event
+        except DamagedError:
+            self._distrust()
+            raise
 
     def stream(
         self,
@@ -399,6 +404,14 @@ class Session:
             page_map=head.places.tobytes,
             expected_bytes=self._room.estimate(head).cache,
         )
+
+    def _distrust(self) -> None:
+        """The documents were loaded from something damaged: forgets that, here and on the shelf."""
+        close(self._context)
+        self._context = None
+        self._heads.forget()
+        if self._shelf is not None:
+            self._shelf.distrust(self._conversation.documents)
 
     def _answer(
         self, context: Context, conversation: Conversation, options: AskOptions
