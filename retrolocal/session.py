@@ -41,7 +41,7 @@ from .reply import Event as Event
 from .reply import Reply as Reply
 from .room import Room, ram_bytes
 from .sampling import make_sampler
-from .shelf import Keeping, Shelf, announce
+from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
@@ -106,8 +106,6 @@ class Session:
     ) -> None:
         self.name = name
         self.config = config
-        if keeping is not None and documents:
-            announce(keeping, documents)
         self.model_config = read_config(folder, ctx_size=config.ctx_size)
         if config.ctx_size > self.model_config.max_positions:
             raise ContextError(

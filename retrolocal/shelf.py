@@ -338,14 +338,6 @@ class _Keeper:
             self._failed(error)
 
 
-def announce(keeping: Keeping, documents: Sequence[Document]) -> None:
-    """A session about these will be opened: what is kept of them, and will be checked as a whole,
-    is read from the disk while other things are done."""
-    # A library that cannot be used is told of when the session looks into it.
-    with suppress(LibraryError):
-        keeping.library.announce(_files(documents), CHECKED_WHOLE)
-
-
 def document_of(
     path: str | Path, options: Options | None = None, library: Library | None = None
 ) -> Document:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ from .manifest import MAX_DOCUMENTS, Kind, Manifest, checked_name, name_like
 from .place import check_place, make_place
 from .reading import reading
 from .room import require_space, saving
-from .segment import path_of
 from .verification import Verified, sum_of, verify_entry
 from .writer import Writer
 
@@ -149,22 +147,6 @@ class Library:
                         return text_of(self._fs, document)
         return None
 
-    def announce(self, files: Sequence[FileId], most: int) -> None:
-        """The entries of exactly these files will be read soon, as far as they have `most` bytes:
-        the system brings them into its page cache meanwhile. Returns at once, promises nothing.
-        """
-        paths = [
-            path_of("tail" if file == manifest.tail else "segment", file.key)
-            for manifest in self.catalogue().current
-            if [FileId(d.digest, d.extractor) for d in manifest.documents] == list(files)
-            and manifest.bytes <= most
-            for file in manifest.tensor_files
-        ]
-        if paths and hasattr(os, "posix_fadvise"):
-            threading.Thread(
-                target=self._read_ahead, args=(paths,), name="read-ahead", daemon=True
-            ).start()
-
     def longest_prefix(self, identity: Identity, token_ids: TokenIds) -> Prefix:
         """The longest run of stored segments that `token_ids` begins with.
 
@@ -269,15 +251,6 @@ class Library:
         """Key of the entry that some process is writing, if there is one; raises LibraryError."""
         with reading(str(self.path)):
             return written_now(self.path)
-
-    def _read_ahead(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                file = self._fs.open(path)
-                try:
-                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    self._fs.close(file)
 
     def _of_files(self, files: Sequence[FileId]) -> list[Manifest]:
         return [

@@ -6,7 +6,6 @@ import gc
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -282,36 +281,6 @@ def test_another_process_is_named(library: Library, root: Path, sample: ModuleTy
             library.collect()
         child.communicate()
     assert library.collect().files == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at what files are open")
-def test_what_is_announced_is_read_ahead(
-    library: Library, sample: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sample.Book().ingest(library)
-    manifest = library.find("book.txt")
-    files = [FileId(document.digest, document.extractor) for document in manifest.documents]
-    named: list[str] = []
-
-    def advise(file: int, start: int, length: int, advice: int) -> None:
-        assert (start, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
-        named.append(Path(os.readlink(f"/proc/self/fd/{file}")).stem)
-
-    def announced(files: list[FileId], most: int) -> list[str]:
-        named.clear()
-        library.announce(files, most)
-        for thread in threading.enumerate():
-            if thread.name == "read-ahead":
-                thread.join()
-        return named
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    assert announced(files, manifest.bytes) == [file.key for file in manifest.tensor_files]
-    assert announced(files, manifest.bytes - 1) == []
-    assert announced([*files, *files], 1 << 40) == []
-    # What is missing is told of when it is opened.
-    (library.path / "segments" / f"{manifest.segments[0].key}.safetensors").unlink()
-    assert announced(files, 1 << 40) == [file.key for file in manifest.tensor_files[1:]]
 
 
 def test_what_is_open_is_not_removed(library: Library, sample: ModuleType) -> None:
