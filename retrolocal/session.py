@@ -267,15 +267,11 @@ class Session:
             close(self._context)
             self._context = None
         context = self._conversation_context()
-        try:
-            for event in self._answer(context, asked, options or AskOptions()):
-                if isinstance(event, Reply):
-                    reply = Message("assistant", event.text)
-                    self._conversation = replace(asked, messages=(*asked.messages, reply))
-                yield event
-        except DamagedError:
-            self._distrust()
-            raise
+        for event in self._answer(context, asked, options or AskOptions()):
+            if isinstance(event, Reply):
+                reply = Message("assistant", event.text)
+                self._conversation = replace(asked, messages=(*asked.messages, reply))
+            yield event
 
     def stream(
         self,
@@ -405,15 +401,24 @@ class Session:
             expected_bytes=self._room.estimate(head).cache,
         )
 
-    def _distrust(self) -> None:
-        """The documents were loaded from something damaged: forgets that, here and on the shelf."""
-        close(self._context)
-        self._context = None
-        self._heads.forget()
-        if self._shelf is not None:
-            self._shelf.distrust(self._conversation.documents)
-
     def _answer(
+        self, context: Context, conversation: Conversation, options: AskOptions
+    ) -> Iterator[Event]:
+        """A context that was loaded from something damaged is forgotten, and all that led to it."""
+        try:
+            yield from self._replied(context, conversation, options)
+        except DamagedError:
+            close(context)
+            if context is self._context:
+                self._context = None
+            if context is self._file_context:
+                self._file_context = None
+            self._heads.forget()
+            if self._shelf is not None:
+                self._shelf.distrust(conversation.documents)
+            raise
+
+    def _replied(
         self, context: Context, conversation: Conversation, options: AskOptions
     ) -> Iterator[Event]:
         self._stopped = False
