@@ -109,7 +109,7 @@ def _embedding(config: ModelConfig) -> nn.Embedding:
     if not weight.is_meta:
         return nn.Embedding(config.vocab_size, config.hidden_size)
     # There is nothing to draw, and drawing it would import PyTorch's compiler, which takes 1.6 s.
-    return nn.Embedding.from_pretrained(weight, freeze=False)
+    return nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
 
 
 def rope_of(config: ModelConfig, layer: LayerConfig) -> RopeConfig | None:

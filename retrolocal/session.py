@@ -24,7 +24,7 @@ from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_dtype, open_device
 from .device_graph import stepping
-from .errors import ContextError, DamagedError, UsageError
+from .errors import ContextError, UsageError
 from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
@@ -262,8 +262,11 @@ class Session:
         damaged: asked again, what is damaged of it is read again.
         """
         asked = self._conversation.asked(prompt)
-        if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
-            # A dialogue that was reopened, and another one goes on.
+        if self._context is not None and (
+            self._heads.distrusted(asked.documents)
+            or not self._context.leads_to(self._prompter.dialogue(asked))
+        ):
+            # What it was loaded from is damaged; or it was reopened, and another dialogue goes on.
             close(self._context)
             self._context = None
         context = self._conversation_context()
@@ -402,23 +405,6 @@ class Session:
         )
 
     def _answer(
-        self, context: Context, conversation: Conversation, options: AskOptions
-    ) -> Iterator[Event]:
-        """A context that was loaded from something damaged is forgotten, and all that led to it."""
-        try:
-            yield from self._replied(context, conversation, options)
-        except DamagedError:
-            close(context)
-            if context is self._context:
-                self._context = None
-            if context is self._file_context:
-                self._file_context = None
-            self._heads.forget()
-            if self._shelf is not None:
-                self._shelf.distrust(conversation.documents)
-            raise
-
-    def _replied(
         self, context: Context, conversation: Conversation, options: AskOptions
     ) -> Iterator[Event]:
         self._stopped = False

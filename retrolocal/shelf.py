@@ -162,13 +162,18 @@ class Shelf:
         context.resumed(tokens, dialogue.load("dialogue"), dialogue.load("waiting"))
         return context.leads_to(going_on)
 
-    def distrust(self, documents: Sequence[Document]) -> None:
-        """Something of these was found damaged: next time every byte is checked, and what is not as
-        it was written is read again."""
+    def distrusted(self, documents: Sequence[Document]) -> bool:
+        """Whether something of these was found damaged when it was touched.
+
+        Next time every byte is checked, and what is not as it was written is read again.
+        """
         files = _files(documents)
+        entry = self._entries.get(files)
+        if entry is None or not any(part.damaged for part in (*entry.segments(), entry.tail)):
+            return False
         self._distrusted.add(files)
-        if files in self._entries:
-            self._entries.pop(files).close()
+        self._entries.pop(files).close()
+        return True
 
     def close(self) -> None:
         """Lets go of the entries; what was loaded from them stays valid."""
