@@ -273,11 +273,15 @@ class Session:
 
         Raises ContextError, before anything is read, when the prompt does not fit, and Interrupted
         when `stop` was called while the prompt was read; the question then is not part of the
-        conversation. A stopped answer is.
+        conversation. A stopped answer is. Raises DamagedError where a kept text turns out to be
+        damaged: asked again, what is damaged of it is read again.
         """
         asked = self._conversation.asked(prompt)
-        if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
-            # A dialogue that was reopened, and another one goes on.
+        if self._context is not None and (
+            self._heads.distrusted(asked.documents)
+            or not self._context.leads_to(self._prompter.dialogue(asked))
+        ):
+            # What it was loaded from is damaged; or it was reopened, and another dialogue goes on.
             close(self._context)
             self._context = None
         context = self._conversation_context()

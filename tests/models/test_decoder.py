@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -120,3 +122,16 @@ def test_wrong_calls_are_caught(decoder: Decoder, config: ModelConfig, make_cach
         decoder(IDS, torch.arange(6), make_caches(config), 7)
     with pytest.raises(AssertionError):
         decoder(IDS, torch.arange(6), make_caches(config)[:2], 1)
+
+
+def test_a_decoder_without_weights_loads_no_compiler() -> None:
+    """Every start makes one, to know the shapes."""
+    code = (
+        "import sys, torch; "
+        "from retrolocal.hub import resolve_model; from retrolocal.models import read_config; "
+        "from retrolocal.models.decoder import Decoder\n"
+        "with torch.device('meta'): Decoder(read_config(resolve_model('builtin')))\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
