@@ -21,12 +21,14 @@ from .rope_config import ChunkConfig, RopeConfig
 
 
 class Decoder(nn.Module):
-    """Token ids in, logits out."""
+    """Token ids in, logits out. Whoever makes one gives it weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Drawing initial weights that nobody wants imports PyTorch's compiler: over a second.
+        rows = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding.from_pretrained(rows)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, index) for index, layer in enumerate(config.layers)
         )
