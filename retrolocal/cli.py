@@ -38,7 +38,7 @@ commands:
   chat       ask a model about a document, or talk to it
   ingest     read documents ahead, to ask about them at once later
   bench      how fast: attention, decode, prefill, buffer, reopen, load
-  eval       how faithful: attention
+  eval       how faithful: attention, quant
   library    what has been read: list, show, verify, rm, gc, path
   pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache
   config     every setting: its value, and whether a file, a variable or a flag gave it
