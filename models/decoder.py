@@ -28,7 +28,7 @@ class Decoder(nn.Module):
         self.config = config
         # Drawing initial weights that nobody wants imports PyTorch's compiler: over a second.
         rows = torch.empty(config.vocab_size, config.hidden_size)
-        self.embedding = nn.Embedding.from_pretrained(rows)
+        self.embedding = nn.Embedding.from_pretrained(rows)  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, index) for index, layer in enumerate(config.layers)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import Quant, SessionConfig
+from ..config import SessionConfig
 from ..errors import UsageError
 from ..measurement import MAX_SEED
 
@@ -64,7 +64,7 @@ class QuantOptions:
     """The text to read; `-` is stdin, None a text that comes with the program."""
     tokens: int = 512
     """Tokens of the text to read at most."""
-    quants: tuple[Quant, ...] = ("int8", "int4")
+    quants: tuple[str, ...] = ("int8", "int4")
     session: SessionConfig = field(default_factory=lambda: SessionConfig(dtype="bfloat16"))
     """Device, dtype, threads; its `quant` and `cache` are not used."""
 

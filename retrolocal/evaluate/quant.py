@@ -12,11 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from .. import library
+from ..config import Quant
 from ..errors import UsageError
 from ..ingest.extract import read_document
 from ..measurement import Progress, Result
@@ -37,7 +39,7 @@ def run(options: QuantOptions, progress: Progress) -> Result:
     rows: list[Result] = []
     for quant in ("none", *options.quants):
         progress(f"reading the text with weights in {'bfloat16' if quant == 'none' else quant}")
-        config = replace(options.session, quant=quant, cache="dense")
+        config = replace(options.session, quant=cast(Quant, quant), cache="dense")
         with Session.open(options.model, config) as session:
             ids = _ids(session, document.text, options.tokens)
             logits = session.logits(ids)
@@ -71,7 +73,7 @@ def compared(exact: Tensor, other: Tensor) -> dict[str, float]:
 
 def divergences(exact: Tensor, other: Tensor) -> Tensor:
     """Kullback-Leibler divergence of each position, in nats: float64 [T], never below 0."""
-    pairs = zip(exact.split(ROWS), other.split(ROWS), strict=True)
+    pairs = zip(torch.split(exact, ROWS), torch.split(other, ROWS), strict=True)
     return torch.cat([_divergence(one.double(), two.double()) for one, two in pairs])
 
 
@@ -80,7 +82,9 @@ def perplexity(logits: Tensor, ids: Sequence[int]) -> float:
     wanted = torch.tensor(ids[1:], device=logits.device)
     losses = [
         torch.nn.functional.cross_entropy(part.double(), number, reduction="sum")
-        for part, number in zip(logits[:-1].split(ROWS), wanted.split(ROWS), strict=True)
+        for part, number in zip(
+            torch.split(logits[:-1], ROWS), torch.split(wanted, ROWS), strict=True
+        )
     ]
     return math.exp(float(torch.stack(losses).sum()) / len(wanted))
 
