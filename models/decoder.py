@@ -22,7 +22,7 @@ from .rope_config import ChunkConfig, RopeConfig
 
 
 class Decoder(nn.Module):
-    """Token ids in, logits out."""
+    """Token ids in, logits out. Whoever makes one gives it weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ from .provenance import identity
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
-from .room import Room, ram_bytes
+from .room import Room, size_in_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
@@ -64,13 +64,14 @@ def load(
     batch_size: int = 8192,
     threads: int = 0,
     ram: int | str = 0,
+    vram: int | str | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
-    UsageError for a value that makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` and `vram` are bytes or
+    spelt "4G"); raises UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = session_config(
         device=device,
@@ -84,7 +85,8 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
-        ram=ram_bytes(ram),
+        ram=size_in_bytes("ram", ram),
+        vram=None if vram is None else size_in_bytes("vram", vram) / 2**30,
         revision=revision,
         offline=offline,
     )

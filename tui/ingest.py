@@ -55,7 +55,7 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         report.remark(chosen.note)
-    bring(model, config, report)
+    bring(model, config, report, documents)
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
         _announce(session, documents, library, pace.known, report)

@@ -23,10 +23,11 @@ from ..shared_options import (
     device_options,
     model_options,
     prefill_option,
+    threads_option,
     wave_config,
     wave_options,
 )
-from .options import AttentionOptions, BufferOptions, ReopenOptions, SpeedOptions
+from .options import AttentionOptions, BufferOptions, LoadOptions, ReopenOptions, SpeedOptions
 from .table import speed_table
 
 CLOSING = "Time generation after 128K tokens:  retrolocal bench decode -d 131072 --cache dense,wave"
@@ -215,6 +216,58 @@ def reopen_options(arguments: argparse.Namespace) -> ReopenOptions:
     )
 
 
+def load_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal bench load",
+        "retrolocal bench load [-m MODEL] [options]",
+        "Times whole programs from their start to their first token, in turn with a plain read of "
+        "the model's weight files, and says where the time goes and what memory it takes.",
+    )
+    group = parser.add_argument_group("model")
+    model_options(group)
+    device_options(group)
+    threads_option(group)
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--cold",
+        action="store_true",
+        help="drop the weight files from the page cache before every pass",
+    )
+    group.add_argument(
+        "-r",
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="R",
+        help="passes of each kind (default: %(default)s)",
+    )
+    output_options(group)
+    return parser
+
+
+def load_options(arguments: argparse.Namespace) -> LoadOptions:
+    """Raises UsageError for what makes no sense."""
+    return LoadOptions(
+        model="builtin" if arguments.model is None else arguments.model,
+        cold=arguments.cold,
+        repeats=arguments.repeats,
+        session=SessionConfig(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            quant=arguments.quant,
+            vram=arguments.vram,
+            threads=arguments.threads,
+            revision=arguments.revision,
+            offline=arguments.offline,
+        ),
+    )
+
+
+def load_lines(result: dict[str, Any]) -> list[str]:
+    """The result as text: without every single run."""
+    return facts_and_table({name: value for name, value in result.items() if name != "samples"})
+
+
 def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     """Raises UsageError for what contradicts itself."""
     return AttentionOptions(
@@ -296,6 +349,13 @@ BENCHES = {
         options=reopen_options,
         module="retrolocal.bench.reopen",
         lines=facts_and_table,
+    ),
+    "load": Measurement(
+        summary="from the start of the program to its first token, against a plain read",
+        parser=load_parser,
+        options=load_options,
+        module="retrolocal.bench.load",
+        lines=load_lines,
     ),
 }
 

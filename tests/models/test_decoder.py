@@ -21,6 +21,11 @@ def config(write_config: Any) -> ModelConfig:
 
 @pytest.fixture
 def decoder(config: ModelConfig) -> Decoder:
+    return drawn(config)
+
+
+def drawn(config: ModelConfig) -> Decoder:
+    """With random weights."""
     torch.manual_seed(0)
     decoder = Decoder(config)
     for parameter in decoder.parameters():
@@ -108,9 +113,7 @@ def test_positions_are_not_looked_at_where_nothing_turns(write_config: Any) -> N
         no_rope_layers=[0, 0],
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    config = read_config(folder)
-    decoder = Decoder(config)
+    decoder = drawn(read_config(folder))
     first, second = [Spy(), Spy()], [Spy(), Spy()]
     decoder(IDS, torch.arange(6), first, 6)
     decoder(IDS, torch.arange(6) + 1000, second, 6)
