@@ -30,15 +30,14 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
+from .library.closing import Closing
 from .loading import open_decoder
 from .memory import MemoryEstimate, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
 from .provenance import identity
-from .reply import AskOptions as AskOptions
-from .reply import Event as Event
-from .reply import Reply as Reply
+from .reply import AskOptions, Event, Reply
 from .room import Room, size_in_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
@@ -47,6 +46,8 @@ from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.tiers import Tiers
 from .wave.zones import piece_end
+
+__all__ = ["AskOptions", "Event", "Reply", "Session", "load"]
 
 
 def load(
@@ -93,7 +94,7 @@ def load(
     return Session.open(str(model), config)
 
 
-class Session:
+class Session(Closing):
     """Made by `Session.open` or `retrolocal.load`."""
 
     def __init__(
@@ -127,7 +128,6 @@ class Session:
             keeps=keeping is not None,
         )
         self._defaults = generation_defaults(folder, stop_ids=self.tokenizer.end_ids)
-        self._end_ids = self._defaults.stop_ids
         self._prompter = Prompter(self.tokenizer, ChatTemplate.open(folder, self.tokenizer))
         self._conversation = Conversation(tuple(documents))
         self._context: Context | None = None
@@ -212,8 +212,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        close(self._context)
-        self._context = None
+        self._begin_again()
 
     def statistics(self) -> CacheStatistics | None:
         """The figures of the conversation's caches, also while it is answered; None before."""
@@ -258,17 +257,8 @@ class Session:
     def forget_dialogue(self) -> None:
         """The caches hold the documents alone: another conversation begins, or one that they do
         not hold. The messages stay."""
-        context = self._context
-        if context is None or not context.head_is_read:
-            return
-        if context.leads_to(""):
-            context.rewind_to("")
-            for cache in context.caches:
-                cache.reset_statistics()
-        else:
-            # A dialogue that was reopened, which knows no point before its end.
-            close(context)
-            self._context = None
+        if self._context is not None and not self._context.forget_dialogue():
+            self._begin_again()
 
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
@@ -284,8 +274,7 @@ class Session:
             or not self._context.leads_to(self._prompter.dialogue(asked))
         ):
             # What it was loaded from is damaged; or it was reopened, and another dialogue goes on.
-            close(self._context)
-            self._context = None
+            self._begin_again()
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):
@@ -370,12 +359,6 @@ class Session:
         self._decoder, self._stepping = None, stepping(self.device)
         if self._shelf is not None:
             self._shelf.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _open_decoder(self) -> Decoder:
         if self._decoder is None:
@@ -478,7 +461,7 @@ class Session:
         for cache in context.caches:
             cache.reset_statistics()
         sampler = make_sampler(options.sampling or self.sampling(), prompt_ids)
-        ends = sorted(self._end_ids) if options.ignore_eos else []
+        ends = sorted(self._defaults.stop_ids) if options.ignore_eos else []
         blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
 
         def draw(logits: Tensor) -> int:
@@ -499,14 +482,18 @@ class Session:
         return stream_text(
             tokens,
             StreamDecoder(self.tokenizer, continuing=not self._prompter.has_template),
-            end_ids=() if options.ignore_eos else self._end_ids,
+            end_ids=() if options.ignore_eos else self._defaults.stop_ids,
             stop_strings=options.stop,
             stopped=lambda: self._stopped,
         )
 
+    def _begin_again(self) -> None:
+        """The conversation's next question has a context of its own."""
+        close(self._context)
+        self._context = None
+
     def _require_positions(self, tokens: int) -> None:
-        positions = self.model_config.max_positions
-        require_positions(tokens, self.max_tokens, positions, model=self.name)
+        require_positions(tokens, self.max_tokens, self.model_config.max_positions, model=self.name)
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""
