@@ -187,8 +187,7 @@ class Session(Closing):
     @property
     def max_tokens(self) -> int:
         """Tokens that a context may have."""
-        limit = self.model_config.max_positions
-        return min(self.config.ctx_size, limit) if self.config.ctx_size else limit
+        return self.config.ctx_size or self.model_config.max_positions
 
     def sampling(self, **changes: float | None) -> SamplingConfig:
         """The model's own sampling settings, with those given (not None) in their place."""
@@ -255,8 +254,7 @@ class Session(Closing):
             close(context)
 
     def forget_dialogue(self) -> None:
-        """The caches hold the documents alone: another conversation begins, or one that they do
-        not hold. The messages stay."""
+        """The caches hold the documents alone, for a conversation not in them. Messages stay."""
         if self._context is not None and not self._context.forget_dialogue():
             self._begin_again()
 
@@ -300,8 +298,8 @@ class Session(Closing):
         if max_new_tokens is not None:
             options = replace(options, max_new_tokens=max_new_tokens)
         if temperature is not None:
-            sampling = options.sampling or self.sampling()
-            options = replace(options, sampling=replace(sampling, temperature=temperature))
+            drawn = replace(options.sampling or self.sampling(), temperature=temperature)
+            options = replace(options, sampling=drawn)
         names = tuple(str(file) for file in files)
         if names != self._files:
             close(self._file_context)
