@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +12,7 @@ from .config import SessionConfig
 from .crossover import Crossover, Shape, crossover, tokens_of
 from .device import free_bytes
 from .models.config import ModelConfig
+from .relief import SMALLER_CACHE
 from .wave.cache import Lengths, WaveCache, never
 from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
@@ -31,11 +33,13 @@ def layer_caches(
     *,
     expected: int = 0,
     tiers: Tiers | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[AnyCache]:
     """An empty cache for every layer; wave caches share `tiers`, or keep everything in memory.
 
     A text that is `expected` to be long enough for the index is clustered from its first segment
-    on, so that what is kept of it does not depend on when that was noticed.
+    on, so that what is kept of it does not depend on when that was noticed. `tell` takes lines
+    about what a GPU's memory had no room for.
     """
     lengths = wave_lengths(model, config, dtype, device, expected=expected)
     whole = sum(layer.window is None for layer in model.layers)
@@ -58,6 +62,7 @@ def layer_caches(
             device=device,
             # Ranges of chunks have tables of their own, without slots.
             block_cache=block_cache if model.chunk_tokens is None else 0,
+            tell=lambda: tell(SMALLER_CACHE),
         )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]

@@ -36,6 +36,7 @@ from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
 from .provenance import identity
+from .relief import Relief
 from .reply import AskOptions as AskOptions
 from .reply import Event as Event
 from .reply import Reply as Reply
@@ -103,6 +104,7 @@ class Session:
         documents: Sequence[Document],
         progress: Callable[[Progress], None],
         keeping: Keeping | None,
+        notice: Callable[[str], None],
     ) -> None:
         self.name = name
         self.config = config
@@ -134,7 +136,8 @@ class Session:
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
-        self._stepping = stepping(self.device)
+        self._relief = Relief(config.batch_size, notice)
+        self._stepping = stepping(self.device, self._relief)
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -164,12 +167,14 @@ class Session:
         documents: Sequence[Document] = (),
         progress: Callable[[Progress], None] = lambda event: None,
         keeping: Keeping | None = None,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> Session:
         """Finds the model, checks that it and the documents fit, loads it.
 
         With `keeping`, documents that were read before are not read again, and what is read now is
-        kept. Raises ModelError, TokenizerError, ContextError, MemoryLimitError or LibraryError,
-        before the weights are read wherever that can be known.
+        kept. `notice` takes lines about what was changed to go on. Raises ModelError,
+        TokenizerError, ContextError, MemoryLimitError or LibraryError, before the weights are read
+        wherever that can be known.
         """
         config = config or SessionConfig()
         folder = resolve_model(model, revision=config.revision, offline=config.offline)
@@ -180,6 +185,7 @@ class Session:
             documents=documents,
             progress=progress,
             keeping=keeping,
+            notice=notice,
         )
 
     @property
@@ -346,7 +352,7 @@ class Session:
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
-        self._decoder, self._stepping = None, stepping(self.device)
+        self._decoder, self._stepping = None, stepping(self.device, self._relief)
         if self._shelf is not None:
             self._shelf.close()
 
@@ -363,7 +369,8 @@ class Session:
 
     def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
         made_with = (self.model_config, self.config, self.dtype, self.device)
-        return layer_caches(*made_with, expected=expected, tiers=tiers)
+        tell = self._relief.tell
+        return layer_caches(*made_with, expected=expected, tiers=tiers, tell=tell)
 
     def _conversation_context(self) -> Context:
         if self._context is None:
@@ -383,6 +390,7 @@ class Session:
             stopped=lambda: self._stopped,
             piece_end=lambda tokens: piece_end(tokens, self.config.wave, chunk_tokens),
             closing=(lambda: None) if tiers is None else tiers.close,
+            relief=self._relief,
         )
 
     def _read_head(

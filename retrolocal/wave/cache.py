@@ -9,7 +9,7 @@ that sees index and store together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from weakref import WeakSet
 
@@ -89,8 +89,10 @@ class WaveCache:
         chunk_tokens: int | None = None,
         device: torch.device | None = None,
         block_cache: int = 0,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
-        """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory."""
+        """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory; `tell`
+        is called when there is room for fewer only."""
         self._config = config
         self._chunk_tokens = chunk_tokens
         self._device = torch.device("cpu") if device is None else device
@@ -116,7 +118,7 @@ class WaveCache:
         self._blocks: DeviceBlockCache | None = None
         if block_cache:
             self._blocks = DeviceBlockCache(
-                self._index.segments, block_cache, self._device, layer=layer
+                self._index.segments, block_cache, self._device, layer=layer, tell=tell
             )
         self._device_step = DeviceStep(self._index, self._steady, self._device)
         self._steps = self._device_step.sums
@@ -160,6 +162,10 @@ class WaveCache:
         if self._blocks is not None:
             self._blocks.before_step()
         return self._device_step.prepare()
+
+    def shrink_block_cache(self) -> int:
+        """See `relief.Shrinking`."""
+        return 0 if self._blocks is None else self._blocks.shrink()
 
     def step_places(self) -> tuple[int, ...]:
         """What a captured step refers to: when it changes, the step has to be captured again."""
@@ -399,13 +405,18 @@ class WaveCache:
     def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
         sinks, number = self._config.sink_tokens, len(self._index.segments)
         count = stop - self._clustered_end
-        self._append(self._store.append(segment))
-        self._permutations.append(permutation)
+        # What may find memory full comes first: `restore` then finds everything as it was.
+        originals = None
         if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
             keys, values = self._steady.view(sinks, sinks + count)
-            self._originals[number] = keys.clone(), values.clone()
+            originals = keys.clone(), values.clone()
+        held = self._store.append(segment)
         self._steady.drop(sinks, count)
         self._clustered_end = stop
+        if originals is not None:
+            self._originals[number] = originals
+        self._append(held)
+        self._permutations.append(permutation)
 
     def _append(self, segment: Segment) -> None:
         """A segment as the store holds it."""
@@ -414,14 +425,17 @@ class WaveCache:
             self._blocks.append(segment)
 
     def _grow(self) -> None:
-        """Takes up what is due, then begins what can be begun."""
-        self._take_up(early=False)
-        if self._job is None and self._clusters():
-            span = next_growth(self._tokens, self._clustered_end, self._config, self._chunk_tokens)
-            if span is not None:
-                # Longer segments take longer; layers take theirs up one after another.
-                due = self._tokens + 32 + len(span) // 32 + self._layer
-                self._begin(Plan(span.start, span.stop, due))
+        """Takes up what is due, then begins what can be begun; later where memory is full."""
+        with suppress(torch.OutOfMemoryError):
+            self._take_up(early=False)
+            if self._job is None and self._clusters():
+                span = next_growth(
+                    self._tokens, self._clustered_end, self._config, self._chunk_tokens
+                )
+                if span is not None:
+                    # Longer segments take longer; layers take theirs up one after another.
+                    due = self._tokens + 32 + len(span) // 32 + self._layer
+                    self._begin(Plan(span.start, span.stop, due))
 
     def _begin(self, plan: Plan) -> None:
         sinks = self._config.sink_tokens

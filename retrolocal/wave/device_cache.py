@@ -15,6 +15,7 @@ when the one before has been carried out.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,10 +53,17 @@ class DeviceBlockCache:
     """See the module. `segments.slots` is the map; `budget` the bytes of slots at most."""
 
     def __init__(
-        self, segments: SegmentTable, budget: int, device: torch.device, *, layer: int = 0
+        self,
+        segments: SegmentTable,
+        budget: int,
+        device: torch.device,
+        *,
+        layer: int = 0,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
+        """`tell` is called when there was memory for fewer slots only."""
         self._segments, self._device, self._layer = segments, device, layer
-        self._budget = budget
+        self._budget, self._tell = budget, tell
         self._keys_after: list[int] = []
         """Keys of all segments up to each."""
         self._sources, self._lengths = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -95,6 +103,16 @@ class DeviceBlockCache:
         if self._segments.slots is not None:
             self._segments.slots.places[keys:].zero_()
 
+    def shrink(self) -> int:
+        """Gives half of the slots back, all of them empty then; returns their bytes, 0 for none."""
+        given = self.bytes // 2
+        if self._cache is None:
+            return 0
+        self._finish()
+        self._budget = given
+        self._cache, self._segments.slots, self._known = None, None, 0
+        return given
+
     def before_step(self) -> None:
         """Makes slots when there is what to put in, and carries out a round that is decided."""
         keys = len(self._sources)
@@ -130,6 +148,7 @@ class DeviceBlockCache:
                 self._cache = BlockCache(classes, device=self._device)
             except torch.OutOfMemoryError:
                 self._budget //= 2
+                self._tell()
         if self._cache is None:
             self._segments.slots = None
             return
