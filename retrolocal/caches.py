@@ -13,6 +13,7 @@ from .crossover import Crossover, Shape, crossover, tokens_of
 from .device import free_bytes
 from .models.config import ModelConfig
 from .relief import SMALLER_CACHE
+from .wave.beside import Beside
 from .wave.cache import Lengths, WaveCache, never
 from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
@@ -45,6 +46,10 @@ def layer_caches(
     whole = sum(layer.window is None for layer in model.layers)
     block_cache = free_bytes(device, config.vram) // BLOCK_CACHE_SHARE // max(1, whole)
 
+    beside = ahead = None
+    if device.type == "cuda":
+        beside, ahead = Beside(device), Beside(device)
+
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
             return RingCache(window, device)
@@ -63,6 +68,8 @@ def layer_caches(
             # Ranges of chunks have tables of their own, without slots.
             block_cache=block_cache if model.chunk_tokens is None else 0,
             tell=lambda: tell(SMALLER_CACHE),
+            beside=beside,
+            ahead=ahead,
         )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]

@@ -102,9 +102,10 @@ def prefill(
         chunk = token_ids[first : first + min(chunk_tokens, relief.chunk_tokens)]
         end = first + chunk.shape[0]
         positions = torch.arange(start + first, start + end, device=token_ids.device)
-        snapshots = [cache.snapshot() for cache in caches]
+        snapshots: list[Any] = []
         full: torch.OutOfMemoryError | None = None
         try:
+            snapshots.extend(cache.snapshot() for cache in caches)
             logits = model(chunk, positions, caches, 1 if end == total else 0, check)
         except (Interrupted, KeyboardInterrupt):
             _go_back(caches, snapshots)
@@ -118,12 +119,15 @@ def prefill(
                 raise full
             continue
         first = end
+        # Caches keep what a living snapshot may want back.
+        snapshots.clear()
         yield Progress("prefill", end, total)
     return logits[0]
 
 
 def _go_back(caches: Sequence[SteppedCache], snapshots: Sequence[Any]) -> None:
-    for cache, snapshot in zip(caches, snapshots, strict=True):
+    """Those without a snapshot have not been touched since the last ones."""
+    for cache, snapshot in zip(caches, snapshots, strict=False):
         cache.restore(snapshot)
 
 

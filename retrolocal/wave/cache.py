@@ -22,6 +22,7 @@ from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
+from .beside import Beside, Mark
 from .buffer.source import Stored
 from .clustering import cluster_segment
 from .device_cache import DeviceBlockCache
@@ -73,6 +74,17 @@ class WaveSnapshot:
     plan: Plan | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A segment that is being clustered in another stream; its numbers are there behind `mark`."""
+
+    held: Segment
+    """As the store holds it."""
+    permutation: Tensor
+    stop: int
+    mark: Mark
+
+
 class WaveCache:
     """See the module; `layer` only keeps layers from taking up their segments at the same step.
 
@@ -90,9 +102,12 @@ class WaveCache:
         device: torch.device | None = None,
         block_cache: int = 0,
         tell: Callable[[], None] = lambda: None,
+        beside: Beside | None = None,
+        ahead: Beside | None = None,
     ) -> None:
         """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory; `tell`
-        is called when there is room for fewer only."""
+        is called when there is room for fewer only. On a GPU segments of a prompt are clustered and
+        leave for the store `beside` what is computed, and come back `ahead` of exact attention."""
         self._config = config
         self._chunk_tokens = chunk_tokens
         self._device = torch.device("cpu") if device is None else device
@@ -106,7 +121,10 @@ class WaveCache:
         self._steady = TokenBuffer(max(64, waiting) if self._device.type == "cuda" else 64)
         self._tokens = 0
         self._clustered_end = config.sink_tokens
-        self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens)
+        self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens, ahead)
+        self._beside = beside
+        self._coming: _Coming | None = None
+        """Where a segment of a prompt is being clustered, and that segment."""
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
         self._snapshots: WeakSet[WaveSnapshot] = WeakSet()
@@ -140,6 +158,7 @@ class WaveCache:
         if k.shape[1] == 1 and q.shape[-2] == 1:
             return self._step(q, k, v)
         self._take_up(early=True)
+        self._arrive()
         out, first, asked_from = [], 0, k.shape[1] - q.shape[-2]
         short = self._settled and k.shape[1] <= self._lengths.stepped
         while first < k.shape[1]:
@@ -151,6 +170,8 @@ class WaveCache:
                 out.append(self._answer(q[..., piece, :], short=short))
             self._cut_full()
             first = last
+            if first < k.shape[1]:
+                self._arrive()
         return torch.cat(out, dim=1) if out else q.new_empty(q.shape[-3:])
 
     def resume(self) -> None:
@@ -159,6 +180,7 @@ class WaveCache:
 
     def prepare_step(self) -> bool:
         """Whether the next single token may come as a captured step; makes everything ready."""
+        self._arrive()
         if self._blocks is not None:
             self._blocks.before_step()
         return self._device_step.prepare()
@@ -166,6 +188,17 @@ class WaveCache:
     def shrink_block_cache(self) -> int:
         """See `relief.Shrinking`."""
         return 0 if self._blocks is None else self._blocks.shrink()
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a clustered token of one KV head, in the store."""
+        first = self._index.segments[0]
+        return first.codec.token_bytes(first.mean_key.shape[1])
+
+    @property
+    def admitted_bytes(self) -> int:
+        """Copied into slots on a GPU so far."""
+        return 0 if self._blocks is None else self._blocks.admitted_bytes
 
     def step_places(self) -> tuple[int, ...]:
         """What a captured step refers to: when it changes, the step has to be captured again."""
@@ -196,17 +229,21 @@ class WaveCache:
         """The documents are read: clusters what a generation would cluster soon, so that it is part
         of a snapshot. From now on short prompts go through the index."""
         self._settled = True
+        self._arrive()
         self._forget_originals()
         self._take_up(early=True)
         self._cut_full()
+        self._arrive()
         while self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
             self._config.growth_tokens
         ):
             start = max(self._clustered_end, self._config.sink_tokens)
             end = segment_end(start, self._config, self._chunk_tokens)
             self._cut(min(end, self._tokens - self._config.window_tokens))
+            self._arrive()
 
     def snapshot(self) -> WaveSnapshot:
+        self._arrive()
         plan = None if self._job is None else self._job.plan
         self._forget_originals()
         held = len(self._index.segments)
@@ -216,6 +253,7 @@ class WaveCache:
 
     def restore(self, snapshot: WaveSnapshot) -> None:
         """Drops the tokens that came after `snapshot`; segments cut since go back to steady."""
+        self._arrive()
         sinks, held = self._config.sink_tokens, len(self._index.segments)
         if self._job is not None:
             self._job.drop()
@@ -241,6 +279,10 @@ class WaveCache:
 
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
         """The segments from number `first` on, as `load` takes them."""
+        self._arrive()
+        if self._device.type == "cuda":
+            # What left the GPU has arrived.
+            torch.cuda.synchronize(self._device)
         return [
             segment_tensors(self._whole(number)) | {PERMUTATION: self._permutations[number]}
             for number in range(first, len(self._permutations))
@@ -255,6 +297,7 @@ class WaveCache:
 
         Beside `k` and `v` [Hkv, N, D] the `plan` [3] of a segment that is being clustered.
         """
+        self._arrive()
         rest = dict(zip(("k", "v"), self._steady.view(), strict=True))
         if self._job is not None:
             rest["plan"] = torch.tensor(astuple(self._job.plan))
@@ -288,6 +331,8 @@ class WaveCache:
         """Starts the means over steps anew; the last query of the prompt is the first asked."""
         self._steps.reset()
         self._store.reset_figures()
+        if self._blocks is not None:
+            self._blocks.reset_figures()
         del self._asked[:-1]
 
     def read_from(self) -> Tensor | None:
@@ -297,6 +342,7 @@ class WaveCache:
         """
         if not self._asked:
             return None
+        self._arrive()
         queries = torch.stack(self._asked, dim=-3)
         asked = self._reader.asked(queries, self._permutations, self._extent)
         if not self._index.segments:
@@ -306,9 +352,12 @@ class WaveCache:
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
 
     def statistics(self) -> CacheStatistics:
+        self._arrive()
         steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
         steps.collect()
         exact = steps.mass_exact / count if steps.count else 1.0
+        if self._blocks is not None:
+            figures = self._blocks.figures()
         return CacheStatistics(
             kind="dense" if self._lengths.may_stay_dense and not self._index.segments else "wave",
             tokens=self._tokens,
@@ -332,6 +381,7 @@ class WaveCache:
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token, one query."""
+        self._arrive()
         self._steady.append(k, v)
         self._tokens += 1
         self._steps.count += 1
@@ -389,29 +439,50 @@ class WaveCache:
 
     def _cut_full(self) -> None:
         """Cuts all full segments."""
-        while (
-            span := next_segment(
-                self._tokens, self._clustered_end, self._config, self._chunk_tokens
-            )
-        ) is not None and self._is_long():
+        while self._is_long():
+            end = self._clustered_end if self._coming is None else self._coming.stop
+            span = next_segment(self._tokens, end, self._config, self._chunk_tokens)
+            if span is None:
+                return
             self._cut(span.stop)
 
     def _cut(self, stop: int) -> None:
-        """Makes the waiting tokens up to position `stop` a segment, now."""
+        """Makes the waiting tokens up to position `stop` a segment, now or beside what follows."""
+        self._arrive()
         sinks, count = self._config.sink_tokens, stop - self._clustered_end
         keys, values = self._steady.view(sinks, sinks + count)
-        self._take(*cluster_segment(keys, values, self._config), stop)
+        if self._beside is None:
+            segment, permutation = cluster_segment(keys, values, self._config)
+            self._take(self._store.append(segment), permutation, stop)
+            return
+        with self._beside.work(keys, values):
+            segment, permutation = cluster_segment(keys, values, self._config)
+            held = self._store.append(segment)
+        self._coming = _Coming(held, permutation, stop, self._beside.mark())
+        self._beside.begun(self._arrive)
 
-    def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
+    def _arrive(self) -> None:
+        """Takes up the segment that is clustered beside; whatever is computed next waits for it."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            assert self._beside is not None
+            self._beside.wait(coming.mark, *coming.held.tensors(), coming.permutation)
+            self._take(coming.held, coming.permutation, coming.stop)
+
+    def _take(self, held: Segment, permutation: Tensor, stop: int) -> None:
+        """A segment as the store holds it, which says where the tokens up to `stop` are now."""
         sinks, number = self._config.sink_tokens, len(self._index.segments)
         count = stop - self._clustered_end
-        # What may find memory full comes first: `restore` then finds everything as it was.
+        # What may find memory full comes first, and leaves everything as it was.
         originals = None
-        if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
-            keys, values = self._steady.view(sinks, sinks + count)
-            originals = keys.clone(), values.clone()
-        held = self._store.append(segment)
-        self._steady.drop(sinks, count)
+        try:
+            if not held.codec.plain and any(s.segments <= number for s in self._snapshots):
+                keys, values = self._steady.view(sinks, sinks + count)
+                originals = keys.clone(), values.clone()
+            self._steady.drop(sinks, count)
+        except torch.OutOfMemoryError:
+            self._store.keep(number)
+            raise
         self._clustered_end = stop
         if originals is not None:
             self._originals[number] = originals
@@ -447,7 +518,8 @@ class WaveCache:
         job = self._job
         if job is not None and (early or self._tokens >= job.plan.due):
             self._job = None
-            self._take(*job.result(), job.plan.stop)
+            segment, permutation = job.result()
+            self._take(self._store.append(segment), permutation, job.plan.stop)
 
     def _forget_originals(self) -> None:
         """Of segments that no living snapshot may reopen."""
