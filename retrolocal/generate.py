@@ -97,15 +97,15 @@ def prefill(
         if stopped():
             raise Interrupted("stopped while reading the prompt")
 
-    logits, first = torch.empty(0), 0
-    while first < total:
+    first = 0
+    while True:
         chunk = token_ids[first : first + min(chunk_tokens, relief.chunk_tokens)]
         end = first + chunk.shape[0]
-        positions = torch.arange(start + first, start + end, device=token_ids.device)
         snapshots: list[Any] = []
         full: torch.OutOfMemoryError | None = None
         try:
             snapshots.extend(cache.snapshot() for cache in caches)
+            positions = torch.arange(start + first, start + end, device=token_ids.device)
             logits = model(chunk, positions, caches, 1 if end == total else 0, check)
         except (Interrupted, KeyboardInterrupt):
             _go_back(caches, snapshots)
@@ -122,7 +122,8 @@ def prefill(
         # Caches keep what a living snapshot may want back.
         snapshots.clear()
         yield Progress("prefill", end, total)
-    return logits[0]
+        if end == total:
+            return logits[0]
 
 
 def _go_back(caches: Sequence[SteppedCache], snapshots: Sequence[Any]) -> None:

@@ -110,7 +110,7 @@ class _Parts:
         return attention.measure(few, options, self._device, self._progress)
 
     def _score(self) -> Result:
-        return device_score.measure(self._long(), self._device, self._progress)
+        return device_score.measure(self._long(), WaveConfig(), self._device, self._progress)
 
     def _buffer(self) -> Result:
         config = WaveConfig(store_type="int8")

@@ -31,6 +31,7 @@ ONE_LEVEL = Selection(descend=1.0, tokens=0.01)
 
 def measure(
     data: AttentionData,
+    config: WaveConfig,
     device: torch.device,
     progress: Progress,
     *,
@@ -41,7 +42,7 @@ def measure(
     from ..kernels.wave_attention_triton import device_scratch, score_candidates
 
     progress("building the index")
-    index, steady = build_index(data.k.to(device), data.v.to(device), WaveConfig())
+    index, steady = build_index(data.k.to(device), data.v.to(device), config)
     query, scale = data.q[0].to(device), data.k.shape[2] ** -0.5
     count = torch.tensor([steady[0].shape[1]], dtype=torch.int32, device=device)
     tables = [_index_only(index.segments) for _ in range(copies)]

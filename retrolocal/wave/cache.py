@@ -319,7 +319,10 @@ class WaveCache:
         assert self._tokens == 0, "only an empty cache can be loaded"
         for number, tensors in enumerate(segments):
             segment = segment_of(tensors).index_on(self._device)
-            self._append(self._store.append(segment, stored[number] if stored else None))
+            held = self._store.append(segment, stored[number] if stored else None)
+            self._index.append(held)
+            if self._blocks is not None:
+                self._blocks.append(held)
             self._permutations.append(tensors[PERMUTATION].to(self._device))
             self._clustered_end += segment.tokens
         self._steady.replace(*(rest[name].to(self._device) for name in ("k", "v")))
@@ -479,21 +482,18 @@ class WaveCache:
             if not held.codec.plain and any(s.segments <= number for s in self._snapshots):
                 keys, values = self._steady.view(sinks, sinks + count)
                 originals = keys.clone(), values.clone()
+            self._index.append(held)
             self._steady.drop(sinks, count)
         except torch.OutOfMemoryError:
+            self._index.keep(number)
             self._store.keep(number)
             raise
         self._clustered_end = stop
         if originals is not None:
             self._originals[number] = originals
-        self._append(held)
-        self._permutations.append(permutation)
-
-    def _append(self, segment: Segment) -> None:
-        """A segment as the store holds it."""
-        self._index.append(segment)
         if self._blocks is not None:
-            self._blocks.append(segment)
+            self._blocks.append(held)
+        self._permutations.append(permutation)
 
     def _grow(self) -> None:
         """Takes up what is due, then begins what can be begun; later where memory is full."""

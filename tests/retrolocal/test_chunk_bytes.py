@@ -76,9 +76,7 @@ def test_a_chunk_takes_no_more_than_planned(store_type: str) -> None:
     model = Decoder(config).to(torch.bfloat16).requires_grad_(False)
     device = torch.device("cpu")
     caches = [
-        WaveCache(
-            wave, PinnedStore(pinned=False), beside=Beside(device), ahead=Beside(device)
-        )
+        WaveCache(wave, PinnedStore(pinned=False), beside=Beside(device), ahead=Beside(device))
         for _ in config.layers
     ]
     ids = torch.arange(5 * 512) * 37 % 2048
@@ -88,8 +86,6 @@ def test_a_chunk_takes_no_more_than_planned(store_type: str) -> None:
         for _ in prefill(model, caches, ids[4 * 512 :], 4 * 512, chunk_tokens=512):
             pass
         held = counted.live
-    planned = chunk_bytes(
-        config, tokens=len(ids), chunk_tokens=512, element_bytes=2, wave=wave
-    )
+    planned = chunk_bytes(config, tokens=len(ids), chunk_tokens=512, element_bytes=2, wave=wave)
     # What the chunk leaves in the caches is not of its reading.
     assert planned / 4 < counted.peak - held < planned

@@ -24,7 +24,7 @@ from retrolocal.wave.store import PinnedStore
 CONFIG = WaveConfig(
     segment_tokens=512, cluster_tokens=16, iterations=1, window_tokens=32, store_type="int8"
 )
-TOKENS = 1500
+TOKENS = 2048
 
 
 class FullAt(TorchDispatchMode):
