@@ -17,6 +17,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.command import CommandPalette
 from textual.screen import Screen
+from textual.timer import Timer, TimerCallback
 
 from . import slash
 from .bridge import Bridge
@@ -77,6 +78,23 @@ class ChatApp(App[None]):
     def chat(self) -> ChatScreen:
         assert self._chat is not None, "the application has been run"
         return self._chat
+
+    def set_timer(
+        self,
+        delay: float,
+        callback: TimerCallback | None = None,
+        *,
+        name: str | None = None,
+        pause: bool = False,
+    ) -> Timer:
+        """A timer that fires, however late.
+
+        Textual's own never does when its loop is held up, as by a thread that decodes, for longer
+        than the delay while it begins: the screen then keeps its size for ever.
+        """
+        timer = super().set_timer(delay, callback, name=name, pause=pause)
+        timer._skip = False
+        return timer
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()

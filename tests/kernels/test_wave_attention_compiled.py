@@ -157,7 +157,7 @@ def assert_alike(step: Any, selection: Selection, found: StepAnswer, tolerance: 
 
 @pytest.mark.parametrize(("index", "store"), PAIRS)
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     seed=st.integers(0, 10_000),

@@ -83,7 +83,7 @@ def check(tokens: int, bar: float, questions: int, text: str, path: Path) -> Non
 
 @pytest.mark.parametrize(("tokens", "bar"), LENGTHS[:2], ids=lambda v: str(v))
 def test_quotes_near(tokens: int, bar: float, own_text: str, tmp_path: Path) -> None:
-    check(tokens, bar, 60, own_text, tmp_path / "text.txt")
+    check(tokens, bar, 30, own_text, tmp_path / "text.txt")
 
 
 @pytest.mark.slow

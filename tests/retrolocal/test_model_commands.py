@@ -132,7 +132,7 @@ def test_an_interrupted_pull_keeps_what_is_complete(hub: FakeHub, tmp_path: Path
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.strip() == "retrolocal: stopped; what is complete is kept: start it again to go on"
     assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "stopped"
     assert not [path for path in home.rglob("*") if "incomplete" in path.name]

@@ -27,8 +27,10 @@ def test_a_pace_is_what_was_fitted() -> None:
 
 
 def test_the_second_text_is_told_how_long_it_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What an earlier run of the tests measured is not remembered here.
+    monkeypatch.setattr("retrolocal.remembered.cache_dir", lambda: tmp_path / "cache")
     words = [f"w{number}" for number in range(2600)]
     for seed in (1, 2):
         (tmp_path / f"{seed}.txt").write_text(" ".join(words[seed:]), encoding="utf-8")

@@ -52,7 +52,7 @@ def plain(prose: Prose, width: int = 40) -> list[str]:
     return [line.plain for line in prose.lines(width)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=markdown(), cuts=st.lists(st.integers(0, 400), max_size=12), width=st.integers(8, 90))
 def test_the_lines_do_not_depend_on_how_the_text_was_cut(
     text: str, cuts: list[int], width: int
@@ -70,7 +70,7 @@ def test_the_lines_do_not_depend_on_how_the_text_was_cut(
     assert streamed.lines(width) == Prose(text).lines(width)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(parts=st.lists(st.sampled_from(FRAGMENTS), max_size=8), width=st.integers(24, 90))
 def test_every_word_is_shown_and_no_line_is_too_wide(parts: list[str], width: int) -> None:
     text = "\n".join(parts)

@@ -71,9 +71,9 @@ class Tmux:
         self.run("send-keys", "-l", text)
 
     def wait_for(self, words: str) -> str:
-        """The screen once it holds these words."""
+        """The screen once it holds these words, wherever a line ends."""
         began = time.monotonic()
-        while words not in (screen := self.screen()):
+        while words not in " ".join((screen := self.screen()).split()):
             assert time.monotonic() - began < PATIENCE, f"no {words!r} on\n{screen}"
             time.sleep(0.1)
         return screen

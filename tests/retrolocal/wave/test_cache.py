@@ -32,7 +32,7 @@ SMALL = WaveConfig(
 )
 STORES = st.sampled_from(["bf16", "int8", "int4"])
 RELAXED = settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 CHUNKS = st.lists(st.integers(1, 3) | st.just(1) | st.integers(1, 150), min_size=1, max_size=25)
 

@@ -23,7 +23,7 @@ SMALL = WaveConfig(
     segment_tokens=32, growth_tokens=12, window_tokens=8, cluster_tokens=8, iterations=2
 )
 RELAXED = settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 CHUNKS = st.lists(st.just(1) | st.integers(1, 150), min_size=1, max_size=12)
 

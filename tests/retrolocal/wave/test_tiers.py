@@ -43,7 +43,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     chunks=CHUNKS,
