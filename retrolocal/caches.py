@@ -46,7 +46,8 @@ def layer_caches(
     whole = sum(layer.window is None for layer in model.layers)
     block_cache = free_bytes(device, config.vram) // BLOCK_CACHE_SHARE // max(1, whole)
 
-    beside = ahead = None
+    beside: Beside | None = None
+    ahead: Beside | None = None
     if device.type == "cuda":
         beside, ahead = Beside(device), Beside(device)
 

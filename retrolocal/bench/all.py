@@ -54,7 +54,8 @@ def run(options: AllOptions, progress: Progress) -> Result:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(SessionConfig(device=options.device))
-    began, found = time.monotonic(), {}
+    began = time.monotonic()
+    found: dict[str, Result] = {}
     with _model(options.model) as model:
         parts = _Parts(options, device, model, progress)
         for name, part in parts.all().items():

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ def _behind_cache(
     half = len(queries) // 2
     for number, query in enumerate(queries):
         cache.before_step()
-        taken.append(_milliseconds(lambda query=query: step.run(query), device))  # type: ignore[misc]
+        taken.append(_milliseconds(partial(step.run, query), device))
         cache.after_step()
         if number < half:
             admitted = cache.admitted_bytes
@@ -214,7 +215,7 @@ class Streamed:
 
 def _timed(step: Callable[[Tensor], object], queries: Tensor, device: torch.device) -> list[float]:
     step(queries[0])
-    return [_milliseconds(lambda query=query: step(query), device) for query in queries]  # type: ignore[misc]
+    return [_milliseconds(partial(step, query), device) for query in queries]
 
 
 def _milliseconds(work: Callable[[], object], device: torch.device) -> float:
