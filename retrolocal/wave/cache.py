@@ -442,10 +442,10 @@ class WaveCache:
 
     def _cut_full(self) -> None:
         """Cuts all full segments."""
-        while self._is_long():
+        while True:
             end = self._clustered_end if self._coming is None else self._coming.stop
             span = next_segment(self._tokens, end, self._config, self._chunk_tokens)
-            if span is None:
+            if span is None or not self._is_long():
                 return
             self._cut(span.stop)
 
