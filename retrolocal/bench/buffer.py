@@ -52,12 +52,10 @@ def run(options: BufferOptions, progress: Progress) -> Result:
     """Raises DataError, MemoryLimitError and StoreError before anything large is made."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = choose_device(SessionConfig(device=options.device))
     data = _data(options, progress)
-    if (
-        options.device != "cpu"
-        and choose_device(SessionConfig(device=options.device)).type != "cpu"
-    ):
-        return device_buffer.run(options, data, progress)
+    if device.type == "cuda":
+        return device_buffer.run(options, data, device, progress)
     folder = Path(tempfile.gettempdir() if options.folder is None else options.folder)
     _require_disk(folder, 2 * data.k.numel() * data.k.element_size())
     progress("building the index")

@@ -20,8 +20,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..config import SessionConfig, WaveConfig
-from ..device import choose_device, device_name
+from ..config import WaveConfig
+from ..device import device_name
 from ..device_graph import Replay, capture
 from ..fidelity import Steady, build_index
 from ..kernels.attention import full_attention
@@ -40,9 +40,10 @@ PIECE = 65_536
 """Keys that come over the bus at once where all of them do."""
 
 
-def run(options: BufferOptions, data: AttentionData, progress: Progress) -> Result:
-    """Raises UsageError without a usable GPU."""
-    device = choose_device(SessionConfig(device=options.device))
+def run(
+    options: BufferOptions, data: AttentionData, device: torch.device, progress: Progress
+) -> Result:
+    """As `bench buffer` asks for it."""
     config = WaveConfig(store_type="int8")
     return measure(data, config, options.share, options.repeats, device, progress)
 
