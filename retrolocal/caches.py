@@ -14,7 +14,8 @@ from .device import free_bytes
 from .models.config import ModelConfig
 from .relief import SMALLER_CACHE
 from .wave.beside import Beside
-from .wave.cache import Lengths, WaveCache, never
+from .wave.cache import WaveCache
+from .wave.lengths import Lengths, never
 from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
 

@@ -172,9 +172,8 @@ class Session:
         """Finds the model, checks that it and the documents fit, loads it.
 
         With `keeping`, documents that were read before are not read again, and what is read now is
-        kept. `notice` takes lines about what was changed to go on. Raises ModelError,
-        TokenizerError, ContextError, MemoryLimitError or LibraryError, before the weights are read
-        wherever that can be known.
+        kept; `notice` is told what was changed to go on. Raises ModelError, TokenizerError,
+        ContextError, MemoryLimitError or LibraryError, before weights are read where that is known.
         """
         config = config or SessionConfig()
         folder = resolve_model(model, revision=config.revision, offline=config.offline)
@@ -369,8 +368,7 @@ class Session:
 
     def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
         made_with = (self.model_config, self.config, self.dtype, self.device)
-        tell = self._relief.tell
-        return layer_caches(*made_with, expected=expected, tiers=tiers, tell=tell)
+        return layer_caches(*made_with, expected=expected, tiers=tiers, tell=self._relief.tell)
 
     def _conversation_context(self) -> Context:
         if self._context is None:

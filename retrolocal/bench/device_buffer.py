@@ -188,7 +188,7 @@ class Streamed:
         both = torch.stack((k, v))
         self._pieces = [
             rows.contiguous().pin_memory() if device.type == "cuda" else rows.contiguous()
-            for rows in both.split(piece, dim=2)
+            for rows in torch.split(both, piece, dim=2)
         ]
         self._beside, self._device = Beside(device), device
         self._room = [torch.empty_like(self._pieces[0], device=device) for _ in range(2)]

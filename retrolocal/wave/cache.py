@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from weakref import WeakSet
 
 import torch
@@ -22,12 +22,14 @@ from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
-from .beside import Beside, Mark
+from .beside import Beside
 from .buffer.source import Stored
 from .clustering import cluster_segment
 from .device_cache import DeviceBlockCache
 from .device_step import DeviceStep
 from .index import WaveIndex
+from .lengths import Lengths
+from .points import Coming, WaveSnapshot
 from .read_from import clustered_shares, dense_shares
 from .reader import Extent, Reader, stored_rows
 from .store import BlockStore, RamStore
@@ -37,52 +39,6 @@ ASKED = 32
 """Steps whose queries are kept to say what was read."""
 PERMUTATION = "permutation"
 """Name of a saved segment's permutation beside its other tensors."""
-
-
-def never() -> int:
-    """A length that no context has."""
-    return 1 << 62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Tokens from which on a context is worth clustering; asked only when it matters.
-
-    Below `cluster` the cache is a dense one: no segment is cut. From `prefill` on several tokens
-    at once go through the index too.
-    """
-
-    cluster: Callable[[], int] = lambda: 0
-    prefill: Callable[[], int] = never
-    stepped: int = 0
-    """So many tokens at once, behind what was settled, go through the index one by one."""
-    may_stay_dense: bool = False
-    """Whether `cluster` is above 0: what has no segment yet is then called a dense cache."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class WaveSnapshot:
-    """A point to come back to; segments never change, so a few numbers are enough.
-
-    What the store's codec loses of a segment cut since is kept beside it for as long as a snapshot
-    from before lives, so that going back and on again gives the same bytes.
-    """
-
-    tokens: int
-    clustered_end: int
-    segments: int
-    plan: Plan | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """A segment that is being clustered in another stream; its numbers are there behind `mark`."""
-
-    held: Segment
-    """As the store holds it."""
-    permutation: Tensor
-    stop: int
-    mark: Mark
 
 
 class WaveCache:
@@ -123,7 +79,7 @@ class WaveCache:
         self._clustered_end = config.sink_tokens
         self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens, ahead)
         self._beside = beside
-        self._coming: _Coming | None = None
+        self._coming: Coming | None = None
         """Where a segment of a prompt is being clustered, and that segment."""
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
@@ -158,10 +114,10 @@ class WaveCache:
         if k.shape[1] == 1 and q.shape[-2] == 1:
             return self._step(q, k, v)
         self._take_up(early=True)
-        self._arrive()
         out, first, asked_from = [], 0, k.shape[1] - q.shape[-2]
         short = self._settled and k.shape[1] <= self._lengths.stepped
         while first < k.shape[1]:
+            self._arrive()
             last = first + self._room(k.shape[1] - first)
             self._steady.append(k[:, first:last], v[:, first:last])
             self._tokens += last - first
@@ -170,8 +126,6 @@ class WaveCache:
                 out.append(self._answer(q[..., piece, :], short=short))
             self._cut_full()
             first = last
-            if first < k.shape[1]:
-                self._arrive()
         return torch.cat(out, dim=1) if out else q.new_empty(q.shape[-3:])
 
     def resume(self) -> None:
@@ -461,7 +415,7 @@ class WaveCache:
         with self._beside.work(keys, values):
             segment, permutation = cluster_segment(keys, values, self._config)
             held = self._store.append(segment)
-        self._coming = _Coming(held, permutation, stop, self._beside.mark())
+        self._coming = Coming(held, permutation, stop, self._beside.mark())
         self._beside.begun(self._arrive)
 
     def _arrive(self) -> None:

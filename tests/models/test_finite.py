@@ -49,8 +49,10 @@ def test_a_watch_tells_one_pass_late(which: int) -> None:
 
 def test_a_model_on_a_gpu_is_watched(tiny_model: Path) -> None:
     """As there, on the CPU: no layer is asked, the pass as a whole is."""
-    decoder = load_decoder(tiny_model, read_config(tiny_model), dtype=torch.float32)
-    decoder._watch_on(torch.device("cpu"))
+    device = torch.device("cpu")
+    config = read_config(tiny_model)
+    decoder = load_decoder(tiny_model, config, dtype=torch.float32, device=device)
+    decoder._watch_on(device)
     ids, positions = torch.arange(4), torch.arange(4)
     decoder(ids, positions, [DenseCache(), DenseCache()], 1)
     with torch.no_grad():

@@ -31,6 +31,10 @@ class Counted(TorchDispatchMode):
         self._live: dict[StorageWeakRef, int] = {}
         self.peak = 0
 
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._live[StorageWeakRef(storage)] = storage.nbytes()
+
     @property
     def live(self) -> int:
         self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
@@ -40,8 +44,7 @@ class Counted(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
-                storage = tensor.untyped_storage()
-                self._live[StorageWeakRef(storage)] = storage.nbytes()
+                self.add(tensor)
         self.peak = max(self.peak, self.live)
         return made
 
@@ -83,6 +86,8 @@ def test_a_chunk_takes_no_more_than_planned(store_type: str) -> None:
     for _ in prefill(model, caches, ids[: 4 * 512], 0, chunk_tokens=512):
         pass
     with Counted() as counted:
+        for weight in model.parameters():
+            counted.add(weight)
         for _ in prefill(model, caches, ids[4 * 512 :], 4 * 512, chunk_tokens=512):
             pass
         held = counted.live

@@ -67,9 +67,9 @@ def read(number: int, lines: list[str]) -> tuple[Tensor, list[Any], int]:
     """Logits, caches and operations of a prompt whose reading finds the memory full once."""
     caches = [WaveCache(CONFIG, PinnedStore(pinned=False)), RingCache(40), DenseCache()]
     relief = Relief(1024, lines.append)
-    ids = torch.arange(TOKENS) * 37 % 250
+    model, ids = Layers(), torch.arange(TOKENS) * 37 % 250
     with FullAt(number) as full:
-        reading = prefill(Layers(), caches, ids, 0, chunk_tokens=1024, relief=relief)
+        reading = prefill(model, caches, ids, 0, chunk_tokens=1024, relief=relief)
         while True:
             try:
                 next(reading)

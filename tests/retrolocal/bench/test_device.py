@@ -98,7 +98,8 @@ def test_a_whole_model_counts_bytes_of_each_memory() -> None:
     assert found["tokens"] == 300
     assert found["steps"] == 3
     near, bus = (found["bytes_per_token"][name] for name in ("gpu", "bus"))
-    assert near > found["weight_bytes"]
+    # Of the embedding one row is read.
+    assert found["weight_bytes"] / 2 < near < 2 * found["weight_bytes"]
     assert bus == 0
     assert found["elsewhere"]["tokens_per_s"] == pytest.approx(1e12 / near)
 
