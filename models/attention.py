@@ -16,6 +16,7 @@ from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from ..kernels.rope import apply_rope
 from .config import ModelConfig
 from .finite import require_finite
+from .linear import Linear
 
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines [T, R / 2] of T tokens, R being the dimensions of a head that turn."""
@@ -66,10 +67,10 @@ class Attention(nn.Module):
         self.check = require_finite
         """Is given what enters the cache."""
         hidden, dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
-        self.query = nn.Linear(hidden, config.heads * dim, bias=bias)
-        self.key = nn.Linear(hidden, config.kv_heads * dim, bias=bias)
-        self.value = nn.Linear(hidden, config.kv_heads * dim, bias=bias)
-        self.output = nn.Linear(config.heads * dim, hidden, bias=config.output_bias)
+        self.query = Linear(hidden, config.heads * dim, bias=bias)
+        self.key = Linear(hidden, config.kv_heads * dim, bias=bias)
+        self.value = Linear(hidden, config.kv_heads * dim, bias=bias)
+        self.output = Linear(config.heads * dim, hidden, bias=config.output_bias)
         self.query_norm = nn.Parameter(torch.ones(dim)) if config.qk_norm else None
         self.key_norm = nn.Parameter(torch.ones(dim)) if config.qk_norm else None
 

@@ -16,6 +16,7 @@ from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from .attention import Attention, LayerCache, Rotation, Turn
 from .config import LayerConfig, ModelConfig
 from .finite import FiniteWatch
+from .linear import Linear
 from .mlp import ExpertMlp, GatedMlp
 from .quantised_modules import tied_logits
 from .rope_config import ChunkConfig, RopeConfig
@@ -32,9 +33,9 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer, index) for index, layer in enumerate(config.layers)
         )
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.head: nn.Linear | None = None
+        self.head: Linear | None = None
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
         # No buffers: casting the module to bfloat16 must not round the frequencies.
         self._rules = [rope_of(config, layer) for layer in config.layers]
         self._frequencies = {

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Activation, ExpertsConfig
+from .linear import Linear
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -32,9 +33,9 @@ class GatedMlp(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[activation]
-        self.gate = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.gate = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, hidden]; returns the same shape."""
@@ -54,7 +55,7 @@ class ExpertMlp(nn.Module):
         super().__init__()
         self.per_token = config.per_token
         self.normalised = config.normalised
-        self.router = nn.Linear(hidden_size, config.count, bias=False)
+        self.router = Linear(hidden_size, config.count, bias=False)
         self.experts = nn.ModuleList(
             GatedMlp(hidden_size, config.intermediate_size, bias=False, activation=activation)
             for _ in range(config.count)

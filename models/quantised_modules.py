@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.quantised import QuantisedMatrix, linear, rows_of
+from ..kernels import quantised
+from ..kernels.linear import linear
+from ..kernels.quantised import QuantisedMatrix, rows_of
 
 
 class QuantisedLinear(nn.Module):
@@ -18,7 +19,7 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K]; returns [T, N]."""
-        return linear(x, self.matrix, self.bias)
+        return quantised.linear(x, self.matrix, self.bias)
 
 
 class QuantisedEmbedding(nn.Module):
@@ -36,6 +37,6 @@ class QuantisedEmbedding(nn.Module):
 def tied_logits(embedding: nn.Module, hidden: Tensor) -> Tensor:
     """hidden [T, K] times the embedding's matrix, [T, vocabulary]."""
     if isinstance(embedding, QuantisedEmbedding):
-        return linear(hidden, embedding.matrix)
+        return quantised.linear(hidden, embedding.matrix)
     assert isinstance(embedding, nn.Embedding)
-    return F.linear(hidden, embedding.weight)
+    return linear(hidden, embedding.weight)

@@ -9,6 +9,7 @@ not listed. Imports only the standard library.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import DataError
 
@@ -26,8 +27,23 @@ MAX_BYTES = 64 << 20
 TITLE_CHARACTERS = 80
 CACHES_BYTES = 8 << 30
 """That what the caches held of all chats may take together."""
+StopReason = Literal["eos", "stop", "length", "interrupted"]
 CORPUS = "corpus:"
 """Begins what stands for a document of a corpus in place of a path: `corpus:NAME#2`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A passage that an answer was read from."""
+
+    document: str
+    page: int | None
+    start: int
+    end: int
+    """Characters of the document's text."""
+    text: str
+    mass: float
+    """Share of the attention that was attended exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,9 @@ class ChatTurn:
 
     question: str
     answer: str
+    stop_reason: StopReason = "eos"
+    """Why the answer ended; a chat that does not say has it from the model."""
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +215,7 @@ def _chat(facts: dict[str, Any]) -> Chat:
     if facts["format"] != FORMAT:
         raise ValueError(f"format {facts['format']}, this program reads {FORMAT}")
     texts = {name: facts[name] for name in ("id", "title", "created", "updated", "model")}
-    turns = tuple(ChatTurn(turn["question"], turn["answer"]) for turn in facts["turns"])
+    turns = tuple(map(_turn, facts["turns"]))
     documents = tuple(facts["documents"])
     strings = (
         *texts.values(),
@@ -207,6 +226,34 @@ def _chat(facts: dict[str, Any]) -> Chat:
     if not all(isinstance(value, str) for value in strings):
         raise TypeError("a value is not text")
     return Chat(**texts, documents=documents, turns=turns)
+
+
+def _turn(facts: dict[str, Any]) -> ChatTurn:
+    question, answer = facts["question"], facts["answer"]
+    sources = tuple(_source(source) for source in facts.get("sources", ()))
+    stop_reason = facts.get("stop_reason", "eos")
+    if stop_reason not in get_args(StopReason):
+        raise ValueError(f"an answer ended by {stop_reason!r}")
+    return ChatTurn(question, answer, stop_reason, sources)
+
+
+_SOURCE: dict[str, Any] = {
+    "document": str,
+    "page": int | None,
+    "start": int,
+    "end": int,
+    "text": str,
+    "mass": int | float,
+}
+
+
+def _source(facts: dict[str, Any]) -> Source:
+    for name, kind in _SOURCE.items():
+        if not isinstance(facts[name], kind):
+            raise TypeError(f"the {name} of a source is {facts[name]!r}")
+    if not math.isfinite(facts["mass"]):
+        raise ValueError(f"the mass of a source is {facts['mass']}")
+    return Source(**{name: facts[name] for name in _SOURCE})
 
 
 def _now() -> str:

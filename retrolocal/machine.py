@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from . import __version__
 from .cache import DenseCache
 from .config import WaveConfig
+from .kernels import quantised
 from .kernels.attention import full_attention
-from .kernels.quantised import Bits, linear, quantise
+from .kernels.linear import linear
+from .kernels.quantised import Bits, quantise
 from .models.config import read_config
 from .models.weights import load_decoder
 from .paths import builtin_model, cache_dir
@@ -90,14 +91,14 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
 
     def product(bits: Bits) -> Callable[[], object]:
         matrix = quantise(weight, bits).to(dtype)
-        return lambda: linear(one, matrix)
+        return lambda: quantised.linear(one, matrix)
 
     elements = ROWS * COLUMNS
     return Machine(
-        weight_bytes=elements * dtype.itemsize / _seconds(lambda: F.linear(one, weight)),
+        weight_bytes=elements * dtype.itemsize / _seconds(lambda: linear(one, weight)),
         int8_bytes=elements / _seconds(product(8)),
         int4_bytes=elements / 2 / _seconds(product(4)),
-        matrix_operations=2 * elements * BATCH / _seconds(lambda: F.linear(many, weight)),
+        matrix_operations=2 * elements * BATCH / _seconds(lambda: linear(many, weight)),
         attention_operations=4
         * 8
         * 64

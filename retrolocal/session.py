@@ -258,6 +258,21 @@ class Session:
         finally:
             close(context)
 
+    def forget_dialogue(self) -> None:
+        """The caches hold the documents alone: another conversation begins, or one that they do
+        not hold. The messages stay."""
+        context = self._context
+        if context is None or not context.head_is_read:
+            return
+        if context.leads_to(""):
+            context.rewind_to("")
+            for cache in context.caches:
+                cache.reset_statistics()
+        else:
+            # A dialogue that was reopened, which knows no point before its end.
+            close(context)
+            self._context = None
+
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
 

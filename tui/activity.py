@@ -60,6 +60,8 @@ class Activity:
     tokens: int = 0
     """Pieces of the answer so far; the engine's count once it says one."""
     first_text: float | None = None
+    unread: bool = True
+    """Whether the documents have not been read to their end."""
     queued: int = 0
     kept: str = ""
     """Said beside `paused`: what is kept."""

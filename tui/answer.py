@@ -102,7 +102,14 @@ class Answer(MessageView):
             self.number = number
             """Counted from 1."""
 
-    def __init__(self, text: str = "", *, remark: str = "", hides_thinking: bool = False) -> None:
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        remark: str = "",
+        sources: tuple[Source, ...] = (),
+        hides_thinking: bool = False,
+    ) -> None:
         super().__init__()
         self.prose = Prose()
         self.thoughts = Prose()
@@ -112,7 +119,7 @@ class Answer(MessageView):
         if text:
             self._take([*self._thinking.push(text), *self._thinking.finish()])
             self.prose.finish()
-        self.sources: tuple[Source, ...] = ()
+        self.sources = sources
         self._remark = remark
         self._footer: tuple[int, list[Content]] | None = None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..chats import CORPUS, Chat, ChatStore, ChatTurn, as_markdown, place_of, write_private
 from ..errors import DataError, DocumentError, UsageError
+from . import answering
 from .answer import Answer, Question
 from .chats_screen import ChatsScreen
 from .engine import Source, Turn
@@ -141,6 +142,14 @@ class ChatCommands:
             self._screen.ask(question.text)
         self._screen.focus_prompt()
 
+    def set(self, argument: str) -> None:
+        settings, value, given = answering.parse(argument)
+        desk = self._screen.desk
+        if given:
+            desk.changes[settings[0].field] = value
+        known = {} if desk.model is None else desk.model.answering
+        self._screen.note(answering.listed(settings, {**known, **desk.changes}))
+
     def new(self, argument: str) -> None:
         self._screen.desk.change_to((), old=self._cache())
         self._saved, self._written = None, ()
@@ -230,7 +239,7 @@ class ChatCommands:
             return None
         paths = tuple(place_of(document.path) for document in desk.documents)
         chat = self._saved or self.store.new(desk.model.model, paths, turns[0].question)
-        kept = tuple(ChatTurn(turn.question, turn.answer) for turn in turns)
+        kept = tuple(ChatTurn(t.question, t.answer, t.stop_reason, t.sources) for t in turns)
         return replace(chat, model=desk.model.model, documents=paths, turns=kept)
 
     def _open_chat(self, chat_id: str | None) -> None:
@@ -239,7 +248,7 @@ class ChatCommands:
             return
         desk = self._screen.desk
         chat = self.store.load(chat_id)
-        turns = [Turn(turn.question, turn.answer) for turn in chat.turns]
+        turns = [Turn(t.question, t.answer, t.stop_reason, t.sources) for t in chat.turns]
         here = tuple(place_of(document.path) for document in desk.documents)
         files = [path for path in chat.documents if not path.startswith(CORPUS)]
         missing = [path for path in files if not Path(path).exists()]
@@ -249,7 +258,7 @@ class ChatCommands:
             )
         desk.change_to(
             turns,
-            documents=None if chat.documents == here else chat.documents,
+            documents=chat.documents,
             old=self._cache(),
             kept=self.store.cache_of(chat_id),
         )

@@ -58,15 +58,16 @@ class ChatLog(VerticalScroll, can_focus=False):
         """Appends widgets."""
         self.mount(*widgets)
 
-    def show(self, views: Sequence[MessageView]) -> None:
-        """Shows these messages and nothing else."""
-        self.remove_children()
+    def show(self, views: Sequence[MessageView], kept: Sequence[Widget] = ()) -> None:
+        """Shows these messages, and of what is here now only `kept`, behind them."""
+        self.remove_children([child for child in self.children if child not in kept])
+        before = kept[0] if kept else None
         folded = max(0, len(views) - OWN_WIDGETS)
         if folded:
             earlier = Earlier()
             earlier.take(views[:folded])
-            self.mount(earlier)
-        self.mount(*views[folded:])
+            self.mount(earlier, before=before)
+        self.mount(*views[folded:], before=before)
         self.follow()
 
     def fold(self) -> None:

@@ -17,6 +17,7 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ..errors import RetrolocalError
@@ -175,6 +176,10 @@ class ChatScreen(Screen[None]):
         """A remark that goes away."""
         self.status.flash(one_line(text, 200))
 
+    def refuse(self, error: RetrolocalError) -> None:
+        """Why something cannot be done now; goes away with what stands in its way."""
+        self.status.flash(one_line(str(error), 200), passing=True)
+
     def copy(self, text: str) -> None:
         """Copies a text; the application says how."""
         self._host.copy(text)
@@ -184,8 +189,21 @@ class ChatScreen(Screen[None]):
         hides = self._settings.hides_thinking
         views: list[MessageView] = []
         for turn in turns:
-            views += (Question(turn.question), Answer(turn.answer, hides_thinking=hides))
-        self.log_view.show(views)
+            remark = _REMARKS.get(turn.stop_reason, "")
+            answer = Answer(turn.answer, remark=remark, sources=turn.sources, hides_thinking=hides)
+            views += (Question(turn.question), answer)
+        self.log_view.show(views, self._still_needed())
+
+    def _still_needed(self) -> list[Widget]:
+        """What is said about opening the model, whatever the conversation."""
+        needed: list[Widget] = []
+        if self._opening is not None and self._opening.goes_on:
+            needed.append(self._opening)
+        else:
+            self._opening = None
+        if self.desk.activity.phase in ("consent", "failed"):
+            needed += self.log_view.query(Card)
+        return needed
 
     def remove_from(self, question: Question) -> None:
         """Takes a question and everything after it off the screen."""
@@ -233,9 +251,11 @@ class ChatScreen(Screen[None]):
 
     def measured(self, measured: Measured) -> None:
         self.panel.measured(measured)
-        cache = measured.cache
-        if cache is not None and self.desk.model is not None:
-            self.status.extra = f"{cache.tokens:,} of {self.desk.model.max_tokens:,} tokens"
+        cache, model = measured.cache, self.desk.model
+        if cache is None or model is None:
+            self.status.extra = ""
+        else:
+            self.status.extra = f"{cache.tokens:,} of {model.max_tokens:,} tokens"
 
     def stage_began(self, event: Began) -> None:
         self._opening_card().began(event, self._host.clock())
@@ -246,6 +266,17 @@ class ChatScreen(Screen[None]):
     def at_rest(self) -> None:
         if self._opening is not None:
             self._opening.end(self._host.clock())
+
+    def paused(self) -> None:
+        if self._opening is not None:
+            self._opening.pause(self._host.clock())
+
+    def withdrawn(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self._tickets.pop(ticket).remove()
+        # Back to where they were typed: asked in another chat they would mean something else.
+        typed = [ticket.shown for ticket in tickets] + [self.prompt.text]
+        self.prompt.set_text("\n".join(filter(None, typed)))
 
     def sent(self, ticket: Ticket) -> None:
         question = self._tickets[ticket]
@@ -274,7 +305,7 @@ class ChatScreen(Screen[None]):
 
     def failed(self, error: BaseException, retry: Callable[[], None] | None) -> None:
         if self._opening is not None:
-            self._opening.fail()
+            self._opening.fail(self._host.clock())
             self._opening = None
         self._retry = retry
         card = error_card(error, retry=retry is not None)
@@ -311,7 +342,7 @@ class ChatScreen(Screen[None]):
             else:
                 self.commands.run(*command)
         except RetrolocalError as error:
-            self.flash(str(error))
+            self.refuse(error)
             self.prompt.set_text(message.shown)
 
     @on(Card.Chosen)
@@ -424,7 +455,7 @@ class ChatScreen(Screen[None]):
         try:
             what()
         except RetrolocalError as error:
-            self.flash(str(error))
+            self.refuse(error)
 
     def _show_title(self) -> None:
         model = self._settings.model if self.desk.model is None else self.desk.model.model

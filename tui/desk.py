@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..chats import place_of
 from ..errors import Interrupted, UsageError
 from .activity import Activity
 from .bridge import Arrival, Bridge, Finished, Job, Work
@@ -61,6 +62,14 @@ class DeskView(Protocol):
         """Opening or reading is over."""
         ...
 
+    def paused(self) -> None:
+        """Opening or reading was stopped and can go on."""
+        ...
+
+    def withdrawn(self, tickets: Sequence[Ticket]) -> None:
+        """These questions wait no longer: they were meant for another conversation."""
+        ...
+
     def sent(self, ticket: Ticket) -> None:
         """The engine has the question now."""
         ...
@@ -90,6 +99,8 @@ class Desk:
         self.documents: tuple[DocumentFacts, ...] = ()
         self.model: Opened | None = None
         self.queue: list[Ticket] = []
+        self.changes: dict[str, float | None] = {}
+        """What was changed of `Opened.answering`; None is the model's own value."""
         self._view = view
         self._clock = clock
         self._bridge = Bridge(engine, view.pass_on)
@@ -97,13 +108,14 @@ class Desk:
         self._kind: Kind = "open"
         self._asked: Ticket | None = None
         self._written = ""
-        self._unread = False
         self._unkept = False
         """Whether there is an answer since the caches were last kept."""
         self._reopen: Path | None = None
         """Where what was kept of these turns lies; until they have been taken up."""
         self._after: Callable[[], None] | None = None
         """What is to be done when they have been kept now."""
+        self._change: Callable[[], None] | None = None
+        """Goes over to another conversation; waits until the model is open."""
         self._leave: tuple[Callable[[], Path | None], Callable[[], None]] | None = None
 
     def start(self, *, download: bool = False) -> None:
@@ -147,7 +159,8 @@ class Desk:
         if not self.turns:
             return None
         turn = self.turns.pop()
-        self._tell_turns()
+        turns = tuple(self.turns)
+        self._begin("turns", lambda engine, job: engine.set_turns(turns))
         return turn
 
     def change_to(
@@ -161,22 +174,31 @@ class Desk:
         """Another conversation, about these documents (None: about the same ones).
 
         What the caches hold of this one is written to `old` first; what they held of the other
-        one lies in `kept`. Raises UsageError while the engine works.
+        one lies in `kept`. Before the model is open this waits for it. Raises UsageError while the
+        engine does anything else.
         """
-        self._require_rest()
+        if self.model is not None:
+            self._require_rest()
         # At once: whoever saves the chat meanwhile must not take the old turns for its own.
         self.turns = list(turns)
+        withdrawn, self.queue = self.queue, []
+        self.activity.queued = 0
+        if withdrawn:
+            self._view.withdrawn(withdrawn)
 
         def change() -> None:
             self._reopen = kept
-            if documents is None:
+            if documents is None or tuple(documents) == self._places():
                 if kept is not None:
                     self.activity.enter("reopening", self._clock())
-                self._tell_turns()
+                self._go_over()
             else:
                 self._set_documents(documents, turns)
 
-        self._keep_then(old, change)
+        if self.model is None:
+            self._change = change
+        else:
+            self._keep_then(old, change)
 
     def set_documents(self, paths: Sequence[str]) -> None:
         """Other documents; the conversation goes on. Raises UsageError while the engine works."""
@@ -217,7 +239,7 @@ class Desk:
         """The question that is being answered, with what there is of the answer."""
         if self._asked is None or not self._written:
             return None
-        return Turn(self._asked.text, self._written)
+        return Turn(self._asked.text, self._written, "interrupted")
 
     def _require_rest(self) -> None:
         if self.model is None:
@@ -225,12 +247,18 @@ class Desk:
         if self._job is not None:
             raise UsageError("an answer or a document is being worked on; stop it first (Esc)")
 
-    def _tell_turns(self) -> None:
-        turns, kept = tuple(self.turns), self._reopen
+    def _places(self) -> tuple[str, ...]:
+        """The documents as a chat that is kept names them."""
+        return tuple(place_of(document.path) for document in self.documents)
+
+    def _go_over(self) -> None:
+        """To the turns of now, about the same documents."""
+        # What was kept lies behind the documents: they have to be read before it is taken up.
+        turns, kept = tuple(self.turns), None if self.activity.unread else self._reopen
 
         def work(engine: Engine, job: Job) -> bool | None:
             engine.set_turns(turns)
-            return engine.reopen(kept) if kept is not None else None
+            return _take_up(engine, job, kept)
 
         self._begin("turns", work)
 
@@ -241,7 +269,7 @@ class Desk:
         def work(engine: Engine, job: Job) -> bool | None:
             engine.set_turns(of_now)
             engine.set_documents(wanted, job)
-            return engine.reopen(kept) if kept is not None else None
+            return _take_up(engine, job, kept)
 
         self.activity.enter("starting", self._clock())
         self._begin("documents", work)
@@ -251,7 +279,7 @@ class Desk:
 
         def work(engine: Engine, job: Job) -> bool | None:
             engine.read_documents(job)
-            return engine.reopen(kept) if kept is not None else None
+            return _take_up(engine, job, kept)
 
         self.activity.enter("starting", self._clock())
         self._begin("read", work)
@@ -280,7 +308,7 @@ class Desk:
         if self._job is not None or self.model is None or self._leave is not None:
             self._view.activity_changed()
             return
-        if self._unread:
+        if self.activity.unread:
             self._read()
         elif self.queue:
             self._ask(self.queue.pop(0))
@@ -292,7 +320,14 @@ class Desk:
         self.activity.queued = len(self.queue)
         self.activity.enter("waiting", self._clock())
         self._asked, self._written = ticket, ""
-        self._begin("ask", lambda engine, job: engine.ask(ticket.text, job))
+        changes = dict(self.changes)
+
+        def work(engine: Engine, job: Job) -> Answer:
+            if changes:
+                engine.change(changes)
+            return engine.ask(ticket.text, job)
+
+        self._begin("ask", work)
         self._view.sent(ticket)
 
     def shown(self, cost: float) -> None:
@@ -358,21 +393,23 @@ class Desk:
         match self._kind, result:
             case "open", Opened() as opened:
                 self.model = opened
-                self._unread = bool(self.documents)
+                self.activity.unread = bool(self.documents)
                 self._view.opened(opened)
             case "ask", Answer() as answer:
                 assert self._asked is not None
-                self.turns.append(Turn(self._asked.text, answer.text))
+                turn = Turn(self._asked.text, answer.text, answer.stop_reason, answer.sources)
+                self.turns.append(turn)
                 self._asked = None
                 self._unkept = True
                 self._view.answered(answer)
             case (("read" | "documents"), _):
-                self._unread = False
-        if self._kind in ("turns", "read", "documents"):
+                self.activity.unread = False
+        if self._kind in ("turns", "read", "documents") and not self.activity.unread:
             if self._reopen is not None and result is False:
                 self._view.not_reopened()
             self._reopen = None
-        self._next()
+        change, self._change = self._change, None
+        (self._next if change is None else change)()
 
     def _ended_by(self, error: BaseException) -> None:
         if self._kind == "ask" and self._asked is not None:
@@ -390,11 +427,12 @@ class Desk:
             self._fail(error)
 
     def _pause(self) -> None:
-        done, total = self.activity.done, self.activity.total
-        kept = "complete" if self.activity.stage == "downloading" else "read"
-        self._unread = True
+        done, total, stage = self.activity.done, self.activity.total, self.activity.stage
+        kept = "complete" if stage == "downloading" else "read"
+        self.activity.unread = True
         self.activity.enter("paused", self._clock())
-        self.activity.done, self.activity.total = done, total
+        self.activity.done, self.activity.total, self.activity.stage = done, total, stage
+        self._view.paused()
         share = f"at {done / total:.0%}, " if total else ""
         self.activity.kept = f"{share}what was {kept} is kept"
 
@@ -409,3 +447,15 @@ class Desk:
         else:
             self._view.failed(error, None)
             self._next()
+
+
+def _take_up(engine: Engine, job: Job, kept: Path | None) -> bool | None:
+    """What was kept of the turns that were set; None where nothing can have been.
+
+    What the caches held of another conversation is gone in any case, its figures too.
+    """
+    engine.forget()
+    try:
+        return None if kept is None else engine.reopen(kept)
+    finally:
+        engine.measure(job)

@@ -7,11 +7,13 @@ it runs on; whatever it does not know it does not send, and the screen then show
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..chats import Source as Source
+from ..chats import StopReason as StopReason
 from ..errors import RetrolocalError
 
 Counted = Literal["downloading", "loading", "prefilling"]
@@ -20,7 +22,6 @@ Stage = Literal[
     "looking", "reading", "tokenising", "downloading", "loading", "prefilling", "compiling"
 ]
 """What is done before an answer begins; `compiling` happens once per machine."""
-StopReason = Literal["eos", "stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +107,11 @@ class Measured:
     generated_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A passage that an answer was read from."""
-
-    document: str
-    page: int | None
-    start: int
-    end: int
-    """Characters of the document's text."""
-    text: str
-    mass: float
-    """Share of the attention that was attended exactly."""
-
-
 Event = Began | Advanced | Wrote | DocumentsRead | Measured
+
+
+PREDICT = "max_new_tokens"
+"""Stands beside the fields of SamplingConfig: tokens of an answer at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +122,8 @@ class Opened:
     max_tokens: int
     device: str
     notes: tuple[str, ...] = ()
+    answering: Mapping[str, float | None] = field(default_factory=dict)
+    """Fields of SamplingConfig, and PREDICT, with what answers are made with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +143,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and what was answered."""
+    """A question and what was answered; how it ended makes no other turn of it."""
 
     question: str
     answer: str
+    stop_reason: StopReason = field(default="eos", compare=False)
+    sources: tuple[Source, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +202,10 @@ class Engine(Protocol):
 
     def ask(self, question: str, control: Control) -> Answer: ...
 
+    def change(self, answering: Mapping[str, float | None]) -> None:
+        """The next answers are made with these; None is the model's own value."""
+        ...
+
     def set_turns(self, turns: Sequence[Turn]) -> None:
         """The conversation consists of these turns now."""
         ...
@@ -220,6 +219,14 @@ class Engine(Protocol):
 
         False where nothing that fits was kept; the next question then reads the turns.
         """
+        ...
+
+    def forget(self) -> None:
+        """The caches hold the documents alone: the turns of now are another conversation's."""
+        ...
+
+    def measure(self, control: Control) -> None:
+        """Tells the figures of now."""
         ...
 
     def stop(self) -> None:

@@ -14,8 +14,6 @@ from .foreign import one_line
 
 WIDTH = 35
 """Cells of the panel's content."""
-_NOT_YET = ("starting", "consent", "failed")
-"""While these last the documents are not read."""
 
 
 class LibraryPanel(Static):
@@ -44,9 +42,11 @@ class LibraryPanel(Static):
             self._draw()
 
     def show_activity(self, activity: Activity) -> None:
-        counted = activity.stage == "prefilling" and activity.phase in ("starting", "paused")
-        reading = (activity.done, activity.total) if counted and activity.total else None
-        sign = "◐" if reading else ("○" if activity.phase in _NOT_YET else "●")
+        # A question has a prefill of its own, when the documents are read.
+        unread = activity.unread or activity.phase == "starting"
+        counted = unread and activity.stage == "prefilling" and activity.total
+        reading = (activity.done, activity.total) if counted else None
+        sign = "◐" if reading else ("○" if unread else "●")
         if (reading, sign) != (self._reading, self._sign):
             self._reading, self._sign = reading, sign
             self._draw()

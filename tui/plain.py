@@ -46,6 +46,7 @@ from ..shelf import Keeping, corpus_documents, document_of
 from ..statistics import CacheStatistics
 from ..thinking import thoughts
 from .system_text import system_text
+from .terminal import knows_codes
 
 
 def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[str, float]) -> int:
@@ -102,7 +103,8 @@ class _Chat:
         self._json: bool = arguments.json
         self._sources: bool = arguments.sources and not arguments.json
         self._hides_thinking: bool = arguments.hidethinking
-        self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        colours = knows_codes(os.environ) and not os.environ.get("NO_COLOR")
+        self._dims = sys.stdout.isatty() and colours
         self._thinks = False
         self._screen = screen
         self._options = AskOptions(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ..chats import CORPUS, drop_oldest_caches
 from ..config import SessionConfig
 from ..errors import DocumentError, Interrupted, UsageError
 from .engine import (
+    PREDICT,
     Advanced,
     Answer,
     Began,
@@ -73,8 +74,13 @@ class SessionEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._session: Session | None = None
-        self._options: AskOptions | None = None
+        self._answering: dict[str, float | None] = {
+            **settings.sampling,
+            PREDICT: settings.max_new_tokens,
+        }
         self._documents: dict[str, Document] = {}
+        self._read = self._to_read = 0
+        """Tokens of the documents; 0 before they are counted."""
         self._compiles = False
         """Whether the first step through an index will be compiled, which takes a while."""
 
@@ -88,7 +94,7 @@ class SessionEngine:
         self._fetch(name, control, download)
         from ..device import device_note
         from ..kernels.compiled import compiled, compiled_before
-        from ..session import AskOptions, Session
+        from ..session import Session
 
         began = False
 
@@ -108,12 +114,6 @@ class SessionEngine:
         )
         session.set_system(settings.system)
         self._session = session
-        self._options = AskOptions(
-            max_new_tokens=settings.max_new_tokens,
-            sampling=session.sampling(**settings.sampling),
-            stop=settings.stop,
-            ignore_eos=settings.ignore_eos,
-        )
         self._compiles = settings.config.cache != "dense" and compiled() and not compiled_before()
         self._measure(control, 0)
         if (note := device_note(settings.config)) is not None:
@@ -122,6 +122,7 @@ class SessionEngine:
             model=session.name,
             max_tokens=session.max_tokens,
             device=session.device.type,
+            answering={**self._answering, **asdict(session.sampling(**settings.sampling))},
             notes=(*notes, COMPILING) if documents and self._compiles else notes,
         )
 
@@ -130,9 +131,14 @@ class SessionEngine:
         if not self._documents:
             return
         control.emit(Began("prefilling"))
+        if self._to_read:
+            control.emit(Advanced("prefilling", self._read, self._to_read))
         for event in session.read_documents():
             self._pass_on_stop(control)
-            control.emit(Advanced("prefilling", event.done, event.total))
+            # A session counts what was missing when it was asked.
+            self._to_read = self._to_read or event.total
+            self._read = self._to_read - event.total + event.done
+            control.emit(Advanced("prefilling", self._read, self._to_read))
             self._measure(control, 0)
 
     def set_documents(self, paths: Sequence[str], control: Control) -> None:
@@ -145,6 +151,7 @@ class SessionEngine:
             self._documents = before
             self._tell_documents(control)
             raise
+        self._read = self._to_read = 0
         self.read_documents(control)
 
     def ask(self, question: str, control: Control) -> Answer:
@@ -154,7 +161,7 @@ class SessionEngine:
         session = self._opened()
         written = 0
         measured = time.monotonic()
-        for event in session.ask(question, self._options):
+        for event in session.ask(question, self._options()):
             self._pass_on_stop(control)
             match event:
                 case Progress(_, done, total):
@@ -172,6 +179,9 @@ class SessionEngine:
                     self._measure(control, event.generated_tokens)
                     return _answer(event)
         raise AssertionError("an answer ends with a Reply")
+
+    def change(self, answering: Mapping[str, float | None]) -> None:
+        self._answering |= answering
 
     def set_turns(self, turns: Sequence[Turn]) -> None:
         from ..chat import Message
@@ -194,6 +204,12 @@ class SessionEngine:
     def reopen(self, chat: Path) -> bool:
         return self._opened().open_dialogue(chat)
 
+    def forget(self) -> None:
+        self._opened().forget_dialogue()
+
+    def measure(self, control: Control) -> None:
+        self._measure(control, 0)
+
     def stop(self) -> None:
         if self._session is not None:
             self._session.stop()
@@ -201,6 +217,18 @@ class SessionEngine:
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
+
+    def _options(self) -> AskOptions:
+        from ..session import AskOptions
+
+        sampling = dict(self._answering)
+        predict = sampling.pop(PREDICT)
+        return AskOptions(
+            max_new_tokens=None if predict is None else int(predict),
+            sampling=self._opened().sampling(**sampling),
+            stop=self._settings.stop,
+            ignore_eos=self._settings.ignore_eos,
+        )
 
     def _choose(self) -> tuple[str, tuple[str, ...]]:
         """The model to open, and lines about how it was chosen."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UsageError
+from . import answering
 from .prompt_bar import Completion
 
 PATHS_READ = 10_000
@@ -35,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("code", "[N]", "copy the last code block, or the N-th of the answer"),
     Command("edit", "", "take the last question back into the prompt"),
     Command("retry", "", "ask the last question again"),
+    Command("set", "[NAME VALUE]", "how the next answers are drawn: temp, top-k, predict, ..."),
     Command("new", "", "begin a new conversation about the same documents"),
     Command("chats", "", "open an earlier chat"),
     Command("rename", "TITLE", "name this chat"),
@@ -89,8 +91,14 @@ def number(argument: str, name: str) -> int:
 def complete(text: str) -> Sequence[Completion]:
     """How a command line may go on: names of commands, then paths for /file.
 
-    A path alone, as a terminal types it when a file is dropped on it, may become a document.
+    A path alone, as a terminal types it when a file is dropped on it, may become a document, and
+    so may one that is typed behind an @.
     """
+    if text.startswith("@"):
+        return [
+            one if one.text.endswith("/") else replace(one, text=f"/file {one.text[1:]}")
+            for one in paths(text[1:], "@")
+        ]
     file = dropped_file(text)
     if file is not None:
         return [Completion(f"/file {file}", "/file", f"{file.name}: Tab makes it a document")]
@@ -107,6 +115,8 @@ def complete(text: str) -> Sequence[Completion]:
             for command in COMMANDS
             if command.name.startswith(name)
         ]
+    if name == "set":
+        return answering.complete(argument, "/set ")
     return paths(argument, f"/{name} ") if name in ("file", "export") else ()
 
 

@@ -145,7 +145,7 @@ class SourceScreen(Screen[None]):
     ]
     DEFAULT_CSS = """
     SourceScreen #where { height: 1; background: $panel; }
-    SourceScreen TextView { height: 1fr; scrollbar-size-vertical: 1; }
+    SourceScreen TextView { height: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     SourceScreen #source-keys { height: 1; color: $text-muted; }
     SourceScreen Asker, SourceScreen Asker:focus {
         height: 1; border: none; display: none; background: $surface;

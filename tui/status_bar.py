@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Static
 
-from .activity import Activity
+from .activity import Activity, Phase
 from .answer import bar
 
 REFRESH = 0.25
@@ -26,6 +26,8 @@ class StatusBar(Static):
         self._timer: Timer | None = None
         self._flash = ""
         self._flash_until = 0.0
+        self._flash_phase: Phase | None = None
+        """With whose end the remark ends, too."""
         self.extra = ""
         """Said beside `ready`: the one figure that matters."""
 
@@ -33,9 +35,10 @@ class StatusBar(Static):
         self._timer = self.set_interval(REFRESH, self.show, pause=True)
         self.show()
 
-    def flash(self, text: str) -> None:
-        """Says something for four seconds in place of the state."""
+    def flash(self, text: str, *, passing: bool = False) -> None:
+        """Says something for four seconds in place of the state; `passing`: of this one only."""
         self._flash, self._flash_until = text, self._clock() + FLASH_SECONDS
+        self._flash_phase = self._activity.phase if passing else None
         self.show()
         self.set_timer(FLASH_SECONDS, self.show)
 
@@ -53,7 +56,7 @@ class StatusBar(Static):
             text += f" · {self._activity.queued} queued"
         if self._activity.phase == "ready" and self.extra:
             text += f" · {self.extra}"
-        if self._flash and self._clock() < self._flash_until:
+        if self._flashing():
             text = self._flash
         left = Content.assemble((f" {line.sign} ", "bold $text-accent"), text)
         if line.share is not None and width >= 70:
@@ -69,6 +72,10 @@ class StatusBar(Static):
             left = left.truncate(max(0, room), ellipsis=True)
             gap = max(1, width - left.cell_length - hint.cell_length)
         return Content("").join([left, " " * gap, hint])
+
+    def _flashing(self) -> bool:
+        over = self._flash_phase not in (None, self._activity.phase)
+        return bool(self._flash) and not over and self._clock() < self._flash_until
 
     def on_resize(self) -> None:
         self.show()

@@ -38,9 +38,14 @@ LEAVING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 def can_show(environment: Mapping[str, str]) -> bool:
     """Whether stdin, stdout and stderr are one that can show an application, and TERM says so."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
-    if environment.get("TERM", "") in ("", "dumb"):
+    if not knows_codes(environment):
         return False
     return all(stream is not None and stream.isatty() for stream in streams)
+
+
+def knows_codes(environment: Mapping[str, str]) -> bool:
+    """Whether TERM names a terminal that understands escape codes."""
+    return environment.get("TERM", "") not in ("", "dumb")
 
 
 @contextmanager
@@ -94,6 +99,9 @@ def _shown_as(character: str) -> str:
 def _writer(descriptor: int, like: TextIO | None) -> TextIO:
     """A stream on a descriptor that somebody else closes."""
     encoding = "utf-8" if like is None else like.encoding
+    if like is not None and os.environ.get("LC_ALL") in ("C", "POSIX"):
+        # Python takes this for UTF-8, which a terminal that was set up so cannot show.
+        encoding = "ascii"
     return io.TextIOWrapper(
         io.FileIO(descriptor, "w", closefd=False),
         encoding=encoding,

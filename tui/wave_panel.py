@@ -40,6 +40,11 @@ class WavePanel(Static):
     def show_figures(self, measured: Measured) -> None:
         """Takes the newest figures; the rate is that between two of them."""
         now, tokens = self._clock(), measured.generated_tokens
+        if not tokens:
+            # Of a text that is read or a chat that is opened: no answer has a speed yet.
+            self._before, self._rate = None, 0.0
+            self._rates.clear()
+            self._hits.clear()
         if self._before is not None and tokens > self._before[1] and now > self._before[0]:
             self._rate = (tokens - self._before[1]) / (now - self._before[0])
             self._rates.append(self._rate)

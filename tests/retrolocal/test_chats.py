@@ -13,6 +13,7 @@ from retrolocal.chats import (
     Chat,
     ChatStore,
     ChatTurn,
+    Source,
     as_markdown,
     drop_oldest_caches,
     names_of,
@@ -20,6 +21,8 @@ from retrolocal.chats import (
 )
 from retrolocal.errors import DataError
 from retrolocal.paths import state_dir
+
+SOURCE = {"document": "b", "page": 1, "start": 0, "end": 1, "text": "x", "mass": 0.5}
 
 
 @pytest.fixture
@@ -41,6 +44,48 @@ def test_a_chat_is_kept_privately(store: ChatStore) -> None:
     [file] = store.folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert store.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_how_an_answer_ended_and_what_it_was_read_from_are_kept(store: ChatStore) -> None:
+    source = Source(document="b [x]", page=None, start=3, end=9, text="captain", mass=0.25)
+    turns = (ChatTurn("q", "a", "interrupted", (source, replace(source, page=7))),)
+    saved = store.save(replace(a_chat(store), turns=turns))
+    assert store.load(saved.id).turns == turns
+
+
+def test_a_chat_that_does_not_say_how_its_answers_ended_is_read(store: ChatStore) -> None:
+    saved = store.save(a_chat(store))
+    path = store.folder / f"{saved.id}.json"
+    facts = json.loads(path.read_text("utf-8"))
+    facts["turns"] = [{"question": "q", "answer": "a"}]
+    path.write_text(json.dumps(facts))
+    assert store.load(saved.id).turns == (ChatTurn("q", "a", "eos", ()),)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop_reason", "whim"),
+        ("stop_reason", [1]),
+        ("sources", 7),
+        ("sources", ["x"]),
+        ("sources", [{"document": "b", "page": None}]),
+        ("sources", [{**SOURCE, "page": "7"}]),
+        ("sources", [{**SOURCE, "start": 1.5}]),
+        ("sources", [{**SOURCE, "mass": float("nan")}]),
+    ],
+)
+def test_an_ending_or_a_source_that_makes_no_sense_is_refused(
+    store: ChatStore, field: str, value: object
+) -> None:
+    saved = store.save(a_chat(store))
+    path = store.folder / f"{saved.id}.json"
+    facts = json.loads(path.read_text("utf-8"))
+    facts["turns"][0][field] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="is not a chat"):
+        store.load(saved.id)
+    assert store.list() == []
 
 
 def test_the_newest_comes_first_and_is_renamed_and_deleted(store: ChatStore) -> None:

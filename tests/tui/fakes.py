@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from retrolocal.tui.engine import (
     DocumentFacts,
     DocumentsRead,
     Event,
+    Measured,
     Opened,
     Source,
     Turn,
@@ -91,12 +92,16 @@ class FakeEngine:
         self.turns: list[tuple[Turn, ...]] = []
         self.kept: list[Path] = []
         self.reopened: list[Path] = []
+        self.forgotten = 0
+        self.figures: Measured | None = None
+        """What is told when another conversation has begun."""
         self.keeps = True
         """Whether what the caches hold can be kept and taken up again."""
         self.keeping = threading.Event()
         """Cleared by a test in which keeping takes a while."""
         self.keeping.set()
         self.keep_error: Exception | None = None
+        self.answering: dict[str, float | None] = {}
         self.stops = 0
         self.closed = threading.Event()
         self.over = threading.Event()
@@ -117,6 +122,9 @@ class FakeEngine:
         assert isinstance(result, Answer)
         return result
 
+    def change(self, answering: Mapping[str, float | None]) -> None:
+        self.answering |= answering
+
     def set_turns(self, turns: Sequence[Turn]) -> None:
         self.turns.append(tuple(turns))
 
@@ -131,6 +139,13 @@ class FakeEngine:
     def reopen(self, chat: Path) -> bool:
         self.reopened.append(chat)
         return self.keeps
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+    def measure(self, control: Control) -> None:
+        if self.figures is not None:
+            control.emit(self.figures)
 
     def stop(self) -> None:
         self.stops += 1

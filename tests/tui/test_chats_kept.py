@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import FakeEngine, Stage, a_document, an_answer, play
+from fakes import FakeEngine, Stage, a_document, a_source, an_answer, play
 
 from retrolocal.chats import ChatStore
 from retrolocal.errors import SpaceError
@@ -148,6 +148,32 @@ def test_another_chat_is_opened_with_what_was_kept_of_it(state: Path) -> None:
         assert [chat.updated for chat in store(state).list()] == updated
 
     play(scene, state=state)
+
+
+def test_a_reopened_answer_says_how_it_ended_and_what_it_was_read_from(state: Path) -> None:
+    book = a_document()
+    source = a_source(book, 0, 16, 0.4, None)
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.answered("one", "first", sources=(source,), stop_reason="interrupted")
+        before = [chat.updated for chat in store(state).list()]
+        await command(stage, "/new")
+        await stage.until(stage.resting)
+        assert "read from" not in stage.text()
+        await stage.pilot.press("f4", "enter")
+        await stage.until(lambda: "first" in stage.text())
+        assert "read from  1 moby-dick.txt" in stage.text()
+        assert "\n   stopped" in stage.text()
+        await stage.until(stage.resting)
+        await stage.pilot.press("alt+up", "1")
+        await stage.until(lambda: "read from: 1 of 1" in stage.text())
+        await stage.pilot.press("escape")
+        await command(stage, "/new")
+        await stage.until(stage.resting)
+        assert [chat.updated for chat in store(state).list()] == before
+
+    play(scene, state=state, documents=[book])
 
 
 def test_leaving_in_the_middle_of_opening_mixes_no_chats(state: Path) -> None:

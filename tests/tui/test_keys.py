@@ -358,6 +358,24 @@ def test_sources_are_opened_by_digit_key_and_click(state: Path) -> None:
     play(scene, state=state, documents=[book])
 
 
+@pytest.mark.parametrize("width", [110, 100, 80, 60])
+def test_no_character_lies_under_the_scrollbar(state: Path, width: int) -> None:
+    # As long as a row would be without the scrollbar.
+    text = "".join(f"{row:03}" + "x" * (width - 8) + "yz\n" for row in range(200))
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.pilot.press("f3")
+        await stage.until(lambda: "000xx" in stage.text())
+        await stage.pilot.pause()
+        rows = [line for line in stage.text().splitlines() if line.startswith("·")]
+        shown = "".join(line[3 : width - 1].rstrip() for line in rows)
+        assert text.replace("\n", "").startswith(shown)
+        assert len(shown) > 10 * width
+
+    play(scene, state=state, size=(width, 28), documents=[a_document("wide.txt", text)])
+
+
 def test_both_ends_of_a_long_text_are_exact(state: Path) -> None:
     text = "第一 first line\n" + "middle of the text " * 260_000 + "\nlast line 最後"
 
@@ -434,6 +452,25 @@ def test_completion_of_commands_and_paths(state: Path) -> None:
         assert ".hidden" not in stage.text()
         await stage.pilot.press("tab", "tab")
         assert stage.chat.prompt.text == f"/file {folder}/deep/whale [x].txt"
+
+    play(scene, state=state)
+
+
+def test_an_at_sign_completes_paths_and_adds_the_file(state: Path) -> None:
+    folder = state.parent / "books"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "whale [x].txt").write_text("x")
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        stage.chat.prompt.set_text(f"@{folder}/")
+        await stage.pilot.pause()
+        await stage.pilot.press("tab")
+        assert stage.chat.prompt.text == f"@{folder}/deep/"
+        await stage.pilot.press("tab")
+        assert stage.chat.prompt.text == f"/file {folder}/deep/whale [x].txt"
+        await stage.pilot.press("enter")
+        assert (await stage.call("documents")).argument == (f"{folder}/deep/whale [x].txt",)
 
     play(scene, state=state)
 

@@ -73,6 +73,12 @@ def test_on_a_terminal_it_is_dimmed(
         assert out == f"{BLOCK}yes\n"
 
 
+def test_a_dumb_terminal_gets_no_codes(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    assert written(capsys)[0] == f"{BLOCK}yes\n"
+
+
 def test_it_can_be_hidden(capsys: Any) -> None:
     out, err = written(capsys, "--hidethinking")
     assert out == "yes\n"

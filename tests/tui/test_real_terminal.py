@@ -318,9 +318,12 @@ def test_no_escape_codes_go_into_a_pipe(tmux: Tmux) -> None:
     assert b"\x1b" not in out.read_bytes()
 
 
-def test_a_locale_without_unicode_and_no_colour_stay_legible(tmux: Tmux) -> None:
-    tmux.chat("-m builtin", before="NO_COLOR=1 LC_ALL=C LANG=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0")
-    tmux.wait_for("ready")
+@pytest.mark.parametrize("locale", ["LC_ALL=C", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"])
+def test_a_locale_without_unicode_and_no_colour_stay_legible(tmux: Tmux, locale: str) -> None:
+    tmux.type("clear")
+    tmux.keys("Enter")
+    tmux.chat("-m builtin", before=f"NO_COLOR=1 LANG=C {locale}")
+    assert tmux.wait_for("ready").isascii()
     tmux.keys("C-q")
     assert tmux.left_with() == 0
 

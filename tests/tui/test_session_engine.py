@@ -185,6 +185,70 @@ def test_a_chat_that_was_kept_is_taken_up_without_reading(
     without.close()
 
 
+def test_a_reading_that_was_paused_counts_on(settings: EngineSettings, book: Path) -> None:
+    engine = opened(replace(settings, files=(str(book),)))
+    first, second = Listener(stopped=True), Listener()
+    with pytest.raises(Interrupted):
+        engine.read_documents(first)
+    engine.read_documents(second)
+    engine.close()
+    before, after = first.of(Advanced)[-1], second.of(Advanced)
+    assert isinstance(before, Advanced)
+    assert 0 < before.done < before.total
+    assert after[0] == before
+    assert after[-1] == replace(before, done=before.total)
+
+
+def test_the_figures_are_those_of_the_conversation_that_is_open(
+    settings: EngineSettings, book: Path, tmp_path: Path
+) -> None:
+    chat = tmp_path / "chat.safetensors"
+    engine = opened(replace(settings, files=(str(book),)))
+    engine.read_documents(Listener())
+    document = held(engine)
+    first = engine.ask("one", Listener())
+    assert engine.keep(chat)
+    whole = held(engine)
+    assert whole > document
+    engine.set_turns(())
+    engine.forget()
+    assert held(engine) == document
+    other = engine.ask("other", Listener())
+    assert other.prefill_tokens < document
+    engine.set_turns([Turn("one", first.text)])
+    assert engine.reopen(chat)
+    assert held(engine) == whole
+    engine.set_turns(())
+    engine.forget()
+    assert held(engine) == 0
+    again = engine.ask("one", Listener())
+    assert (again.text, again.prefill_tokens) == (first.text, first.prefill_tokens)
+    engine.close()
+
+
+def held(engine: SessionEngine) -> int:
+    """Tokens that the caches are said to hold."""
+    listener = Listener()
+    engine.measure(listener)
+    [measured] = listener.of(Measured)
+    assert isinstance(measured, Measured)
+    return 0 if measured.cache is None else measured.cache.tokens
+
+
+def test_answers_are_made_with_what_was_changed(settings: EngineSettings) -> None:
+    drawn: dict[str, float] = {"temperature": 1.5, "seed": 5}
+    other = replace(settings, sampling=drawn, max_new_tokens=5)
+    expected = opened(other).ask("one", Listener())
+    engine = SessionEngine(settings)
+    told = engine.open(Listener(), download=False).answering
+    assert (told["temperature"], told["top_k"], told["max_new_tokens"]) == (0.0, 40, 20)
+    assert not engine.ask("one", Listener()).text.startswith(expected.text)
+    engine.change({**drawn, "max_new_tokens": 5})
+    engine.set_turns(())
+    answer = engine.ask("one", Listener())
+    assert (answer.generated_tokens, answer.text) == (5, expected.text)
+
+
 def test_what_is_compiled_once_is_announced(
     settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,28 @@ def test_a_terminal_without_unicode_shows_lookalikes_of_the_same_width(
     assert done.stderr.decode(encoding) == shown
 
 
+@pytest.mark.parametrize(
+    ("locale", "shown"), [("C", "* +--"), ("POSIX", "* +--"), ("C.UTF-8", "● ╭──")]
+)
+def test_the_c_locale_shows_ascii_although_python_takes_it_for_utf_8(
+    tmp_path: Path, locale: str, shown: str
+) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from retrolocal.tui.terminal import guarded_output\n"
+        "with guarded_output(Path(sys.argv[1])):\n"
+        "    sys.__stderr__.write('● ╭──')\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONIO")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        capture_output=True,
+        check=True,
+        env={**kept, "LC_ALL": locale},
+    )
+    assert done.stderr.decode("utf-8") == shown
+
+
 def tool(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / name
