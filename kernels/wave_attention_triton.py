@@ -92,6 +92,14 @@ def step_places(q: Tensor, segments: SegmentTable, selection: Selection) -> tupl
     return id(scratch), scratch.generation, _local.tables[segments].rows.data_ptr()
 
 
+def score_candidates(
+    q: Tensor, segments: SegmentTable, selection: Selection, *, scale: float
+) -> None:
+    """Of a step only `Scratch.score_candidates`, behind a step over as many segments."""
+    scratch = device_scratch(q, segments, selection)
+    scratch.score_candidates(q, _local.tables[segments], segments[0], selection, scale)
+
+
 def forget() -> None:
     """Gives this thread's scratch and tables back."""
     _local.tables.clear()
@@ -199,15 +207,7 @@ class Scratch:
         """Everything up to the ranks of all candidates."""
         segments, groups, singles, _ = self.capacity
         heads, two_level, sizes = self._shape[1], selection.descend < 1, self._sizes()
-        index = first.fine.centroids.dtype
-        row = {
-            "ELEMENT": ELEMENT_TYPES[index],
-            "SCALED": index == torch.int8,
-            "SECOND": selection.second_order,
-            "WIDE": wide(q.dtype, index),
-            "BLOCK": self._tile,
-            "COLUMNS": COLUMNS,
-        }
+        row = self._rows_of(q, first, selection)
         group = {"G": sizes["G"], "GP": sizes["GP"]}
         near_tiles, tiles = self._near_tiles, self._tiles if two_level else self._near_tiles
         first_kernel[(segments, heads)](
@@ -228,12 +228,7 @@ class Scratch:
             G=sizes["G"], TWO_LEVEL=two_level, SURE=selection.sure > 0 and two_level,
             WHOLE=selection.whole and two_level, BLOCK=CHOICE,
         )  # fmt: skip
-        near_kernel[(tiles, heads)](
-            q, table.rows, table.limits, self._mean_scores, self._group_mass, self._group_taken,
-            self._chosen, self._near_score, self._near_mass, self._near_info, self._tile_lse,
-            self._state, scale, groups, self._candidates, singles, segments, near_tiles, tiles,
-            **sizes, **row,
-        )  # fmt: skip
+        self.score_candidates(q, table, first, selection, scale)
         rank_near_kernel[(triton.cdiv(self._candidates, 64), heads)](
             table.limits, self._near_score, self._near_mass, self._near_info, self._near_rank,
             self._first_lse, self._tile_lse, self._part_lse, self._hist, self._state,
@@ -241,6 +236,32 @@ class Scratch:
             PARTS=self._parts.all, STEADY=self._parts.steady, **group, TWO_LEVEL=two_level,
             SECOND=selection.second_order, TILE=self._tile, BLOCK=64,
         )  # fmt: skip
+
+    def score_candidates(
+        self, q: Tensor, table: DeviceTable, first: Segment, selection: Selection, scale: float
+    ) -> None:
+        """Log masses of the clusters of descended groups (of one level: of all clusters)."""
+        segments, groups, singles, _ = self.capacity
+        near_tiles = self._near_tiles
+        tiles = self._tiles if selection.descend < 1 else near_tiles
+        near_kernel[(tiles, self._shape[1])](
+            q, table.rows, table.limits, self._mean_scores, self._group_mass, self._group_taken,
+            self._chosen, self._near_score, self._near_mass, self._near_info, self._tile_lse,
+            self._state, scale, groups, self._candidates, singles, segments, near_tiles, tiles,
+            **self._sizes(), **self._rows_of(q, first, selection),
+        )  # fmt: skip
+
+    def _rows_of(self, q: Tensor, first: Segment, selection: Selection) -> dict[str, object]:
+        """How the scoring kernels read rows of the index."""
+        index = first.fine.centroids.dtype
+        return {
+            "ELEMENT": ELEMENT_TYPES[index],
+            "SCALED": index == torch.int8,
+            "SECOND": selection.second_order,
+            "WIDE": wide(q.dtype, index),
+            "BLOCK": self._tile,
+            "COLUMNS": COLUMNS,
+        }
 
     def _choose(
         self, table: DeviceTable, first: Segment, selection: Selection, slots: SlotMap | None

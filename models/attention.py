@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import NumericsError
 from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from ..kernels.rope import apply_rope
 from .config import ModelConfig
+from .finite import require_finite
 from .linear import Linear
 
 Turn = tuple[Tensor, Tensor]
@@ -64,6 +64,8 @@ class Attention(nn.Module):
         self.eps = config.rms_norm_eps
         self.query_scale = config.query_scale
         self.norm = unit_rms_norm if config.unit_norms else rms_norm
+        self.check = require_finite
+        """Is given what enters the cache."""
         hidden, dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
         self.query = Linear(hidden, config.heads * dim, bias=bias)
         self.key = Linear(hidden, config.kv_heads * dim, bias=bias)
@@ -97,27 +99,11 @@ class Attention(nn.Module):
             k = apply_rope(k, *rotation.keys)
             asked = [apply_rope(q, cos[first:], sin[first:]) for cos, sin in rotation.queries]
             q = asked[0] if len(asked) == 1 else torch.stack(asked)
-        require_finite(k, v, positions, self.index)
+        self.check(k, v, positions, self.index)
         answer = cache.attend(q, k, v, positions)
         joined = answer.transpose(0, 1).reshape(asking, self.heads * self.head_dim)
         out: Tensor = self.output(joined)
         return out
-
-
-def require_finite(k: Tensor, v: Tensor, positions: Tensor, layer: int) -> None:
-    """Raises NumericsError that names the first key or value that is not a finite number.
-
-    One sum each: it is finite when all its terms are.
-    """
-    for name, rows in (("key", k), ("value", v)):
-        if torch.isfinite(rows.sum(dtype=torch.float32)):
-            continue
-        for head, place, _ in (~torch.isfinite(rows)).nonzero()[:1].tolist():
-            raise NumericsError(
-                f"layer {layer}, KV head {head}, position {int(positions[place])}: the {name} is "
-                "not finite; the weights are damaged or their dtype is too narrow (try --dtype "
-                "float32)"
-            )
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -15,6 +15,7 @@ from ..kernels import rope
 from ..kernels.rms_norm import rms_norm, unit_rms_norm
 from .attention import Attention, LayerCache, Rotation, Turn
 from .config import LayerConfig, ModelConfig
+from .finite import FiniteWatch
 from .linear import Linear
 from .mlp import ExpertMlp, GatedMlp
 from .quantised_modules import tied_logits
@@ -43,6 +44,12 @@ class Decoder(nn.Module):
             if rule is not None
         }
         self._norm = unit_rms_norm if config.unit_norms else rms_norm
+        self._watch: FiniteWatch | None = None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step on a GPU is launches only: a router's choice is read on the host."""
+        return not any(layer.experts for layer in self.config.layers)
 
     @torch.no_grad()
     def forward(
@@ -70,6 +77,7 @@ class Decoder(nn.Module):
             # A captured step must not copy from the host.
             known = self._frequencies.items()
             self._frequencies = {rule: one.to(positions.device) for rule, one in known}
+            self._watch_on(positions.device).begin()
         rotations = {
             rule: self._rotation(rule, frequencies, positions, hidden.dtype)
             for rule, frequencies in self._frequencies.items()
@@ -81,11 +89,21 @@ class Decoder(nn.Module):
             rule = self._rules[index]
             rotation = None if rule is None else rotations[rule]
             hidden = layer(hidden, rotation, positions, cache, asking)
+        if self._watch is not None:
+            self._watch.ended(positions, wait=wanted > 0)
         hidden = self._norm(hidden, self.norm, self.config.rms_norm_eps)
         if self.head is None:
             return tied_logits(self.embedding, hidden).float()
         logits: Tensor = self.head(hidden)
         return logits.float()
+
+    def _watch_on(self, device: torch.device) -> FiniteWatch:
+        if self._watch is None:
+            self._watch = FiniteWatch(len(self.layers), device)
+            for layer in self.layers:
+                assert isinstance(layer, DecoderLayer)
+                layer.attention.check = self._watch.note
+        return self._watch
 
     def _rotation(
         self, rule: RopeConfig, frequencies: Tensor, positions: Tensor, dtype: torch.dtype

@@ -8,13 +8,15 @@ can be set back: `snapshot()` costs at most the tokens still unclustered (here: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device_ring import DeviceRing
 from .kernels.attention import causal_attention
 from .kernels.chunked_attention import chunked_attention, pieces
 from .statistics import CacheStatistics
@@ -127,22 +129,67 @@ class RingCache:
         assert window >= 1
         self._device = torch.device("cpu") if device is None else device
         self._window = window
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
+        """K and V [Hkv, n, D] of the tokens held; None: there are none, or `_ring` has them."""
         self._tokens = 0
+        self._ring = DeviceRing(window, self._device)
+        self._in_ring = False
+        """Whether captured steps have gone on since `_last`."""
+        self._captured: DeviceRing | None = None
+        """Takes the next `attend`, while a step is being captured."""
 
     @property
     def tokens(self) -> int:
         return self._tokens
 
+    @property
+    def _held(self) -> tuple[Tensor, Tensor] | None:
+        if self._in_ring:
+            self._last, self._in_ring = self._ring.held(self._tokens), False
+        return self._last
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """See `LayerCache.attend`."""
-        if self._held is not None:
-            k, v = (torch.cat(pair, dim=1) for pair in zip(self._held, (k, v), strict=True))
-        self._tokens += k.shape[1] - (0 if self._held is None else self._held[0].shape[1])
+        if self._captured is not None:
+            return self._captured.step(q, k, v)
+        held, new = self._held, k.shape[1]
+        if held is not None:
+            k, v = (torch.cat(pair, dim=1) for pair in zip(held, (k, v), strict=True))
         out = windowed_attention(q, k, v, self._window)
         keep = max(0, k.shape[1] - (self._window - 1))
-        self._held = (k[:, keep:].clone(), v[:, keep:].clone())
+        self._hold(self._tokens + new, (k[:, keep:].clone(), v[:, keep:].clone()))
         return out
+
+    def prepare_step(self) -> bool:
+        """Whether the next single token may come as a captured step; makes everything ready."""
+        if not self._ring.possible or self._tokens == 0:
+            return False
+        if not self._in_ring:
+            assert self._last is not None
+            self._ring.fill(self._last, self._tokens)
+            self._in_ring = True
+        return True
+
+    def step_places(self) -> tuple[int, ...]:
+        """What a captured step refers to: when it changes, the step has to be captured again."""
+        return self._ring.places()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """`attend` only launches, and leaves the cache as it is; for `stepped` to count."""
+        self._captured = self._ring
+        try:
+            with self._ring.undone():
+                yield
+        finally:
+            self._captured = None
+
+    def stepped(self) -> None:
+        """A captured step was replayed: one token more is held."""
+        self._tokens += 1
+
+    def _hold(self, tokens: int, held: tuple[Tensor, Tensor] | None) -> None:
+        self._tokens, self._last, self._in_ring = tokens, held, False
 
     def settle(self) -> None:
         """There is nothing to prepare here."""
@@ -154,7 +201,7 @@ class RingCache:
         return RingSnapshot(self._tokens, self._held)
 
     def restore(self, snapshot: RingSnapshot) -> None:
-        self._tokens, self._held = snapshot.tokens, snapshot.held
+        self._hold(snapshot.tokens, snapshot.held)
 
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
         """There are none."""
@@ -162,7 +209,8 @@ class RingCache:
 
     def saved_rest(self) -> dict[str, Tensor]:
         """The tokens held, as `load` takes them."""
-        return {} if self._held is None else dict(zip(("k", "v"), self._held, strict=True))
+        held = self._held
+        return {} if held is None else dict(zip(("k", "v"), held, strict=True))
 
     def saved_to(self, number: int, stored: object) -> None:
         """There are no segments."""
@@ -175,11 +223,10 @@ class RingCache:
         stored: Sequence[object] = (),
     ) -> None:
         """An empty cache becomes the one that was saved, of so many tokens."""
-        self._tokens = tokens
-        self._held = None
+        held = None
         if rest:
-            k, v = (rest[name].to(self._device, copy=True) for name in ("k", "v"))
-            self._held = (k, v)
+            held = (rest["k"].to(self._device, copy=True), rest["v"].to(self._device, copy=True))
+        self._hold(tokens, held)
 
     def reset_statistics(self) -> None:
         """Nothing is counted per step here."""
@@ -188,13 +235,15 @@ class RingCache:
         """Not known."""
 
     def statistics(self) -> CacheStatistics:
-        held = () if self._held is None else self._held
+        held = () if self._last is None else self._last
+        row = sum(t[:, :1].nbytes for t in held)
+        steady = min(self._tokens, self._window - 1) if held else 0
         return CacheStatistics(
             kind="window",
             tokens=self._tokens,
-            steady_tokens=held[0].shape[1] if held else 0,
+            steady_tokens=steady,
             clusters=0,
-            bytes=sum(t.numel() * t.element_size() for t in held),
+            bytes=steady * row,
         )
 
 

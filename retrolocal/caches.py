@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -11,7 +12,10 @@ from .config import SessionConfig
 from .crossover import Crossover, Shape, crossover, tokens_of
 from .device import free_bytes
 from .models.config import ModelConfig
-from .wave.cache import Lengths, WaveCache, never
+from .relief import SMALLER_CACHE
+from .wave.beside import Beside
+from .wave.cache import WaveCache
+from .wave.lengths import Lengths, never
 from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
 
@@ -31,15 +35,22 @@ def layer_caches(
     *,
     expected: int = 0,
     tiers: Tiers | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[AnyCache]:
     """An empty cache for every layer; wave caches share `tiers`, or keep everything in memory.
 
     A text that is `expected` to be long enough for the index is clustered from its first segment
-    on, so that what is kept of it does not depend on when that was noticed.
+    on, so that what is kept of it does not depend on when that was noticed. `tell` takes lines
+    about what a GPU's memory had no room for.
     """
     lengths = wave_lengths(model, config, dtype, device, expected=expected)
     whole = sum(layer.window is None for layer in model.layers)
     block_cache = free_bytes(device, config.vram) // BLOCK_CACHE_SHARE // max(1, whole)
+
+    beside: Beside | None = None
+    ahead: Beside | None = None
+    if device.type == "cuda":
+        beside, ahead = Beside(device), Beside(device)
 
     def cache(number: int, window: int | None) -> AnyCache:
         if window is not None:
@@ -58,6 +69,9 @@ def layer_caches(
             device=device,
             # Ranges of chunks have tables of their own, without slots.
             block_cache=block_cache if model.chunk_tokens is None else 0,
+            tell=lambda: tell(SMALLER_CACHE),
+            beside=beside,
+            ahead=ahead,
         )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from .device import device_errors
 from .errors import UsageError
 from .generate import Model, Progress, SteppedCache, prefill
+from .relief import Relief
 from .statistics import CacheStatistics
 from .wave.buffer.source import Stored
 
@@ -65,6 +66,7 @@ class Context:
         stopped: Callable[[], bool],
         piece_end: Callable[[int], int] = lambda tokens: 1 << 62,
         closing: Callable[[], None] = lambda: None,
+        relief: Relief | None = None,
     ) -> None:
         """`piece_end(n)` is the length above n up to which the head is read next; by default it
         is read in one piece. `closing` is called by `close`."""
@@ -81,6 +83,7 @@ class Context:
         self._head = tuple(head_ids)
         self._model = model
         self._chunk_tokens = chunk_tokens
+        self._relief = relief
         self._device = device
         self._stopped = stopped
         self._piece_end = piece_end
@@ -241,6 +244,7 @@ class Context:
             start,
             chunk_tokens=self._chunk_tokens,
             stopped=self._stopped,
+            relief=self._relief,
         )
         while True:
             try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import Interrupted, UsageError
+from .relief import Relief
 from .thinking import Thinking
 
 StopReason = Literal["eos", "stop", "length", "interrupted"]
@@ -82,32 +83,53 @@ def prefill(
     *,
     chunk_tokens: int,
     stopped: Callable[[], bool] = lambda: False,
+    relief: Relief | None = None,
 ) -> Generator[Progress, None, Tensor]:
     """Appends token_ids int64 [T], T >= 1, at positions start ...; returns logits float32 [vocab].
 
     Yields after each chunk. When `stopped()` turns true Interrupted is raised: the chunks that
-    were yielded are in the caches, the one that was running is taken back.
+    were yielded are in the caches, the one that was running is taken back. So it is when a GPU's
+    memory is full; `relief` then says how to go on.
     """
-    total = token_ids.shape[0]
+    total, relief = token_ids.shape[0], Relief() if relief is None else relief
 
     def check(layer: int) -> None:
         if stopped():
             raise Interrupted("stopped while reading the prompt")
 
-    logits = torch.empty(0)
-    for first in range(0, total, chunk_tokens):
-        chunk = token_ids[first : first + chunk_tokens]
+    first = 0
+    while True:
+        chunk = token_ids[first : first + min(chunk_tokens, relief.chunk_tokens)]
         end = first + chunk.shape[0]
-        positions = torch.arange(start + first, start + end, device=token_ids.device)
-        snapshots = [cache.snapshot() for cache in caches]
+        snapshots: list[Any] = []
+        full: torch.OutOfMemoryError | None = None
         try:
+            snapshots.extend(cache.snapshot() for cache in caches)
+            positions = torch.arange(start + first, start + end, device=token_ids.device)
             logits = model(chunk, positions, caches, 1 if end == total else 0, check)
         except (Interrupted, KeyboardInterrupt):
-            for cache, snapshot in zip(caches, snapshots, strict=True):
-                cache.restore(snapshot)
+            _go_back(caches, snapshots)
             raise
+        except torch.OutOfMemoryError as error:
+            # Without the frames that still hold what was computed.
+            full = error.with_traceback(None)
+        if full is not None:
+            _go_back(caches, snapshots)
+            if not relief.for_prompt(caches, len(chunk)):
+                raise full
+            continue
+        first = end
+        # Caches keep what a living snapshot may want back.
+        snapshots.clear()
         yield Progress("prefill", end, total)
-    return logits[0]
+        if end == total:
+            return logits[0]
+
+
+def _go_back(caches: Sequence[SteppedCache], snapshots: Sequence[Any]) -> None:
+    """Those without a snapshot have not been touched since the last ones."""
+    for cache, snapshot in zip(caches, snapshots, strict=False):
+        cache.restore(snapshot)
 
 
 def all_logits(

@@ -107,7 +107,7 @@ def run_one_of(
         _require_folder(file.parent)
     result = _run(chosen, chosen.options(arguments), as_json=arguments.json)
     if file is not None:
-        _write(file, result)
+        write_result(file, result)
         print(f"written: {file}", file=sys.stderr, flush=True)
     return 0
 
@@ -147,7 +147,7 @@ def _require_folder(folder: Path) -> None:
         ) from None
 
 
-def _write(file: Path, result: Result) -> None:
+def write_result(file: Path, result: Result) -> None:
     """Whole or not at all; raises UsageError where it cannot be written."""
     text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"
     try:

@@ -71,10 +71,10 @@ def estimate(
 ) -> MemoryEstimate:
     """`weight_bytes` in the dtype they will have; `wave` is None for dense caches."""
     row_bytes = 2 * config.head_dim * element_bytes
-    stored_bytes, chunk = row_bytes, min(tokens, chunk_tokens)
+    stored_bytes = row_bytes
     if wave is not None and wave.store_type in CODED:
         stored_bytes = Codec(CODED[wave.store_type]).token_bytes(config.head_dim)
-    cache = stored = originals = 0
+    cache = stored = 0
     index = 0.0
     for layer in config.layers:
         held = tokens if layer.window is None else min(tokens, layer.window)
@@ -82,13 +82,41 @@ def estimate(
             cache += held * config.kv_heads * row_bytes
         else:
             stored += held * config.kv_heads * stored_bytes
-            if stored_bytes != row_bytes:
-                # Those of a chunk, in case its reading is interrupted.
-                originals += chunk * config.kv_heads * row_bytes
             clusters = (1 + 1 / wave.group_clusters) / wave.cluster_tokens
             row = 2 * config.head_dim * INDEX_BYTES[wave.index_type] + 16
             # And the place of every token in its segment, to go back.
             index += held * config.kv_heads * (clusters * row + 4)
+    return MemoryEstimate(
+        weights=weight_bytes,
+        cache=cache + stored + int(index),
+        stored=stored,
+        index=int(index),
+        loading=loading,
+        workspace=chunk_bytes(
+            config,
+            tokens=tokens,
+            chunk_tokens=chunk_tokens,
+            element_bytes=element_bytes,
+            wave=wave,
+        ),
+    )
+
+
+def chunk_bytes(
+    config: ModelConfig,
+    *,
+    tokens: int,
+    chunk_tokens: int,
+    element_bytes: int,
+    wave: WaveConfig | None,
+) -> int:
+    """Bytes at the peak of reading a chunk of a text, beside weights and caches.
+
+    The activations of one layer, a segment that is being clustered, and the keys and values of the
+    chunk as they came, where the store rounds them, in case its reading is interrupted. Beyond a
+    chunk the length of the text is no part of it: exact attention looks at segments in turn.
+    """
+    chunk_tokens = min(tokens, chunk_tokens)
     inner = config.intermediate_size
     if config.experts is not None:
         chosen = config.experts.per_token
@@ -98,19 +126,16 @@ def estimate(
         + 3 * inner
         + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
-    together = 0 if wave is None else min(tokens, wave.segment_tokens)
+    together = originals = 0
+    if wave is not None:
+        together = min(tokens, wave.segment_tokens)
+        if wave.store_type in CODED:
+            whole = sum(layer.window is None for layer in config.layers)
+            row_bytes = 2 * config.head_dim * element_bytes
+            originals = whole * chunk_tokens * config.kv_heads * row_bytes
     clustering = together * config.kv_heads * config.head_dim * 16
-    return MemoryEstimate(
-        weights=weight_bytes,
-        cache=cache + stored + int(index),
-        stored=stored,
-        index=int(index),
-        loading=loading,
-        workspace=chunk * per_token * element_bytes
-        + config.vocab_size * 8
-        + clustering
-        + originals,
-    )
+    activations = chunk_tokens * per_token * element_bytes
+    return activations + config.vocab_size * 8 + clustering + originals
 
 
 def available_bytes() -> int:

@@ -14,7 +14,7 @@ from .config import SessionConfig
 from .library import Identity, file_digests
 from .loading import weights_identity
 from .models.config import ModelConfig
-from .wave.cache import never
+from .wave.lengths import never
 
 NUMERICS = 2
 """Raised whenever the program begins to compute keys, values or clusters differently."""

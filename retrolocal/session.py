@@ -37,6 +37,7 @@ from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
 from .provenance import identity
+from .relief import Relief
 from .reply import AskOptions, Event, Reply
 from .room import Room, size_in_bytes
 from .sampling import make_sampler
@@ -106,6 +107,7 @@ class Session(Closing):
         documents: Sequence[Document],
         progress: Callable[[Progress], None],
         keeping: Keeping | None,
+        notice: Callable[[str], None],
     ) -> None:
         self.name = name
         self.config = config
@@ -136,7 +138,8 @@ class Session(Closing):
         self._file_context: Context | None = None
         self._stopped = False
         self._decoder: Decoder | None = None
-        self._stepping = stepping(self.device)
+        self._relief = Relief(config.batch_size, notice)
+        self._stepping = stepping(self.device, self._relief)
         if config.threads:
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
@@ -166,12 +169,13 @@ class Session(Closing):
         documents: Sequence[Document] = (),
         progress: Callable[[Progress], None] = lambda event: None,
         keeping: Keeping | None = None,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> Session:
         """Finds the model, checks that it and the documents fit, loads it.
 
         With `keeping`, documents that were read before are not read again, and what is read now is
-        kept. Raises ModelError, TokenizerError, ContextError, MemoryLimitError or LibraryError,
-        before the weights are read wherever that can be known.
+        kept; `notice` is told what was changed to go on. Raises ModelError, TokenizerError,
+        ContextError, MemoryLimitError or LibraryError, before weights are read where that is known.
         """
         config = config or SessionConfig()
         folder = resolve_model(model, revision=config.revision, offline=config.offline)
@@ -182,6 +186,7 @@ class Session(Closing):
             documents=documents,
             progress=progress,
             keeping=keeping,
+            notice=notice,
         )
 
     @property
@@ -354,7 +359,7 @@ class Session(Closing):
         self._context = self._file_context = self._files = None
         self._file_documents = ()
         self._heads.forget()
-        self._decoder, self._stepping = None, stepping(self.device)
+        self._decoder, self._stepping = None, stepping(self.device, self._relief)
         if self._shelf is not None:
             self._shelf.close()
 
@@ -365,7 +370,7 @@ class Session(Closing):
 
     def _caches(self, expected: int = 0, tiers: Tiers | None = None) -> list[AnyCache]:
         made_with = (self.model_config, self.config, self.dtype, self.device)
-        return layer_caches(*made_with, expected=expected, tiers=tiers)
+        return layer_caches(*made_with, expected=expected, tiers=tiers, tell=self._relief.tell)
 
     def _conversation_context(self) -> Context:
         if self._context is None:
@@ -385,6 +390,7 @@ class Session(Closing):
             stopped=lambda: self._stopped,
             piece_end=lambda tokens: piece_end(tokens, self.config.wave, chunk_tokens),
             closing=(lambda: None) if tiers is None else tiers.close,
+            relief=self._relief,
         )
 
     def _read_head(

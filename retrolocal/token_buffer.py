@@ -55,16 +55,20 @@ class TokenBuffer:
         self.tokens = tokens
 
     def drop(self, start: int, count: int) -> None:
-        """Forgets `count` tokens from `start` on; those after them move up."""
+        """Forgets `count` tokens from `start` on; those after them move up.
+
+        Where there is no memory for that, everything stays as it was.
+        """
         assert self._data is not None
         assert 0 <= start <= start + count <= self.tokens
-        rest = self._data[:, :, start + count : self.tokens].clone()
-        self.tokens -= count
-        smaller = max(2 * self.tokens, self._least)
-        if 4 * self.tokens < self._data.shape[2] and smaller < self._data.shape[2]:
+        rest, data = self._data[:, :, start + count : self.tokens].clone(), self._data
+        tokens = self.tokens - count
+        smaller = max(2 * tokens, self._least)
+        if 4 * tokens < data.shape[2] and smaller < data.shape[2]:
             # Give the room of a long document's last piece back.
-            self._data = self._data[:, :, :smaller].clone()
-        self._data[:, :, start : self.tokens] = rest
+            data = data[:, :, :smaller].clone()
+        data[:, :, start:tokens] = rest
+        self._data, self.tokens = data, tokens
 
     def replace(self, k: Tensor, v: Tensor) -> None:
         """Holds exactly k, v [Hkv, T, D] from now on."""

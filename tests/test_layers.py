@@ -18,9 +18,9 @@ FOLDERS = {
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement", "remembered", "thinking"}
-    | {"amounts", "pace", "recommended", "report"}
+    | {"amounts", "pace", "recommended", "report", "relief"}
     | {"settings", "settings_command", "template_limits"},
-    {"kernels", "token_buffer"},
+    {"kernels", "token_buffer", "device_ring"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}

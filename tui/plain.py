@@ -69,7 +69,12 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         if library is not None and documents:
             keeping = Keeping(library=library, corpus=arguments.corpus, tell=screen.say)
         session = Session.open(
-            model, config, documents=documents, progress=progress, keeping=keeping
+            model,
+            config,
+            documents=documents,
+            progress=progress,
+            keeping=keeping,
+            notice=screen.say,
         )
     if (note := device_note(config)) is not None:
         screen.say(note)

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import WaveConfig
+from ..config import SessionConfig, WaveConfig
+from ..device import choose_device
 from ..errors import DataError, StoreError, UsageError
 from ..measurement import Progress, Result
 from ..memory import MemoryEstimate, require
@@ -37,6 +38,7 @@ from ..wave.buffer.table import Ints
 from ..wave.clustering import cluster_segment
 from ..wave.index import WaveIndex
 from ..wave.zones import next_growth
+from . import device_buffer
 from .attention import read_data
 from .options import BufferOptions
 from .synthetic import AttentionData, structured_answer
@@ -50,7 +52,10 @@ def run(options: BufferOptions, progress: Progress) -> Result:
     """Raises DataError, MemoryLimitError and StoreError before anything large is made."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = choose_device(SessionConfig(device=options.device))
     data = _data(options, progress)
+    if device.type == "cuda":
+        return device_buffer.run(options, data, device, progress)
     folder = Path(tempfile.gettempdir() if options.folder is None else options.folder)
     _require_disk(folder, 2 * data.k.numel() * data.k.element_size())
     progress("building the index")

@@ -27,7 +27,14 @@ from ..shared_options import (
     wave_config,
     wave_options,
 )
-from .options import AttentionOptions, BufferOptions, LoadOptions, ReopenOptions, SpeedOptions
+from .options import (
+    AllOptions,
+    AttentionOptions,
+    BufferOptions,
+    LoadOptions,
+    ReopenOptions,
+    SpeedOptions,
+)
 from .table import speed_table
 
 CLOSING = "Time generation after 128K tokens:  retrolocal bench decode -d 131072 --cache dense,wave"
@@ -60,9 +67,7 @@ def attention_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read all tokens through one layer, once, in place of decode steps",
     )
-    group.add_argument(
-        "-dev", "--device", default="cpu", metavar="auto|cpu|cuda", help="default: %(default)s"
-    )
+    _device_option(group)
     common_options(group)
     return parser
 
@@ -102,7 +107,8 @@ def buffer_parser() -> argparse.ArgumentParser:
         "retrolocal bench buffer [options]",
         "Times decode steps of one layer whose keys and values lie in a file, behind a block cache "
         "and threads that read ahead, against steps that have them in RAM; counts the hits of "
-        "block caches of several sizes. It needs no model.",
+        "block caches of several sizes. On a GPU: in pinned memory, behind a block cache there. "
+        "It needs no model.",
     )
     _data_options(parser.add_argument_group("data"), steps=64)
     group = parser.add_argument_group("wave buffer")
@@ -117,9 +123,8 @@ def buffer_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--share",
         type=float,
-        default=10.0,
         metavar="P",
-        help="size of the block cache that is timed (default: %(default)s)",
+        help="size of the block cache that is timed (default: 10; on a GPU 5)",
     )
     group.add_argument(
         "--readers",
@@ -148,18 +153,21 @@ def buffer_parser() -> argparse.ArgumentParser:
         metavar="R",
         help="timed passes over all steps (default: %(default)s)",
     )
+    _device_option(group)
     common_options(group)
     return parser
 
 
 def buffer_options(arguments: argparse.Namespace) -> BufferOptions:
     """Raises UsageError for what contradicts itself."""
+    share = 10.0 if arguments.device == "cpu" else 5.0
     return BufferOptions(
         tokens=arguments.tokens,
         data=None if arguments.data is None else Path(arguments.data),
         steps=arguments.steps,
         shares=arguments.shares,
-        share=arguments.share,
+        share=share if arguments.share is None else arguments.share,
+        device=arguments.device,
         readers=arguments.readers,
         foresight=arguments.foresight,
         folder=None if arguments.folder is None else Path(arguments.folder),
@@ -268,6 +276,65 @@ def load_lines(result: dict[str, Any]) -> list[str]:
     return facts_and_table({name: value for name, value in result.items() if name != "samples"})
 
 
+def all_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal bench all",
+        "retrolocal bench all [--out DIR] [options]",
+        "Runs what says most about a GPU, one after the other, within some minutes: attention, the "
+        "scoring kernel, the block cache, prompts, and decode steps of a whole model within a "
+        "limit of GPU memory. Each part's result is written to --out as soon as it is there.",
+    )
+    group = parser.add_argument_group("tests")
+    group.add_argument(
+        "--tokens",
+        type=int,
+        default=AllOptions().tokens,
+        metavar="N",
+        help="tokens of the longest context (default: %(default)s)",
+    )
+    group.add_argument(
+        "--minutes",
+        type=float,
+        default=AllOptions().minutes,
+        metavar="M",
+        help="what would begin later is left out (default: %(default)s)",
+    )
+    group.add_argument(
+        "-m",
+        "--model",
+        default=AllOptions().model,
+        metavar="MODEL",
+        help="architecture of the whole model, its weights are random: a folder, a config.json or "
+        "builtin (default: that of %(default)s)",
+    )
+    group.add_argument(
+        "--vram",
+        type=float,
+        default=AllOptions().vram,
+        metavar="GIB",
+        help="GPU memory that the whole model gets (default: %(default)s)",
+    )
+    group.add_argument(
+        "-dev", "--device", default="cuda", metavar="auto|cpu|cuda", help="default: %(default)s"
+    )
+    common_options(parser.add_argument_group("run"))
+    return parser
+
+
+def all_options(arguments: argparse.Namespace) -> AllOptions:
+    """Raises UsageError for what makes no sense."""
+    return AllOptions(
+        device=arguments.device,
+        tokens=arguments.tokens,
+        vram=arguments.vram,
+        model=arguments.model,
+        minutes=arguments.minutes,
+        out=None if arguments.out is None else Path(arguments.out),
+        threads=arguments.threads,
+        seed=arguments.seed,
+    )
+
+
 def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     """Raises UsageError for what contradicts itself."""
     return AttentionOptions(
@@ -343,6 +410,13 @@ BENCHES = {
         module="retrolocal.bench.buffer",
         lines=facts_and_table,
     ),
+    "all": Measurement(
+        summary="what says most about a GPU, one after the other",
+        parser=all_parser,
+        options=all_options,
+        module="retrolocal.bench.all",
+        lines=facts_and_table,
+    ),
     "reopen": Measurement(
         summary="until a document that was read before is answered about",
         parser=reopen_parser,
@@ -371,6 +445,12 @@ def _given_shape(arguments: argparse.Namespace) -> dict[str, Any]:
         flag = next(iter(given)).replace("_", "-")
         raise UsageError(f"--data and --{flag} were both given; recorded data has its own")
     return given
+
+
+def _device_option(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-dev", "--device", default="cpu", metavar="auto|cpu|cuda", help="default: %(default)s"
+    )
 
 
 def _data_options(group: argparse._ArgumentGroup, *, steps: int = 8) -> None:

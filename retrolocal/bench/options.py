@@ -17,6 +17,10 @@ MAX_COUNT = (1 << 31) - 1
 MAX_READERS = 256
 """Threads that wait for a disk; no disk takes more questions at once."""
 
+QWEN = "Qwen2.5-7B"
+LEAST_OF_ALL = 16_384
+"""Tokens of `bench all` at least: an eighth of them is still clustered."""
+
 TensorType = Literal["bf16", "f32"]
 Stored = Literal["bf16", "f32", "int8", "int4"]
 IndexType = Literal["int8", "bf16"]
@@ -113,6 +117,9 @@ class BufferOptions:
     """Where the file is made, for as long as the run lasts; None: the system's temporary folder."""
     repeats: int = 3
     """Timed passes over all steps; each begins with nothing cached."""
+    device: Device = "cpu"
+    """On a GPU clusters lie in pinned memory in place of a file; `folder`, `readers`, `foresight`
+    and `shares` then mean nothing."""
     threads: int = 0
     seed: int = 0
 
@@ -130,7 +137,9 @@ class BufferOptions:
         if not 0.0 < self.foresight <= 1.0:
             raise UsageError(f"--foresight is {self.foresight:g}; give above 0, up to 1")
         _seed(self.seed)
-        SessionConfig(threads=self.threads)
+        if self.device == "auto":
+            raise UsageError("--device is auto and the two compare other things; give cpu or cuda")
+        SessionConfig(device=self.device, threads=self.threads)
 
     @property
     def compares(self) -> str:
@@ -140,6 +149,12 @@ class BufferOptions:
                 f"{self.tokens:,} synthetic tokens of gain {self.gain:g}, {self.q_heads} query "
                 f"and {self.kv_heads} KV heads of {self.head_dim} dimensions, bf16"
             )
+        if self.device != "cpu":
+            return (
+                "decode steps of one layer whose clusters lie in pinned memory, behind a block "
+                f"cache of {self.share:g} % on the GPU, with steps that have everything there, and "
+                f"with dense attention that brings everything over the bus; {data}"
+            )
         return (
             "decode steps of one layer whose clusters lie in a file that is not in the page cache, "
             f"behind a block cache of {self.share:g} %, with steps whose clusters lie in RAM; "
@@ -148,6 +163,11 @@ class BufferOptions:
 
     @property
     def notes(self) -> list[str]:
+        if self.device != "cpu":
+            return [
+                "every step is a captured graph; the second half of the steps counts, and after "
+                "each the host has waited, so that admissions have had time",
+            ]
         return [
             "a step fetches its clusters, then runs the compiled attention step; `layer` adds the "
             "matrix products of a layer of this shape (4 hidden^2 for attention, 8 for the MLP), "
@@ -239,6 +259,48 @@ class SpeedOptions:
         if set(self.caches) - {"dense"} and any(prompt for prompt, _ in self.tests):
             notes.append("reading a prompt includes the clustering of what it adds to a wave cache")
         return notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllOptions:
+    """`retrolocal bench all`: what says most about a GPU, one after the other."""
+
+    device: Device = "cuda"
+    tokens: int = 1 << 20
+    """Of the longest context; attention is timed at an eighth of it too, prompts only there."""
+    vram: float = 24.0
+    """GiB of GPU memory that the whole model gets."""
+    model: str = QWEN
+    """The architecture whose decode steps and prompts are timed, with random weights: `builtin`, a
+    config.json or its folder, or the shape of Qwen2.5-7B."""
+    minutes: float = 8.0
+    """What would begin later is left out."""
+    out: Path | None = None
+    """Where the result of each part is written as soon as there is one."""
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--tokens", self.tokens, LEAST_OF_ALL)
+        if not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise UsageError(f"--minutes is {self.minutes}; give a number above 0")
+        _seed(self.seed)
+        SessionConfig(device=self.device, threads=self.threads, vram=self.vram)
+
+    @property
+    def compares(self) -> str:
+        return (
+            "attention with dense attention, the scoring kernel with a device copy, a block cache "
+            f"with all in GPU memory and with all over the bus, prompts, and decode steps of "
+            f"{self.model} with random weights, up to {self.tokens:,} tokens on {self.device}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            f"what would begin after {self.minutes:g} minutes is left out and named",
+            "keys and values are structured and synthetic: speed depends on their structure only",
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

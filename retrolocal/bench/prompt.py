@@ -19,7 +19,8 @@ from ..cache import DenseCache
 from ..config import WaveConfig
 from ..fidelity import build_index, compare, exact_attention
 from ..measurement import Progress
-from ..wave.cache import Lengths, WaveCache
+from ..wave.cache import WaveCache
+from ..wave.lengths import Lengths
 from .attention import wave_config
 from .options import AttentionOptions
 from .synthetic import AttentionData, structured_prompt

@@ -9,8 +9,8 @@ that sees index and store together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, replace
 from weakref import WeakSet
 
 import torch
@@ -22,11 +22,14 @@ from ..kernels.segment import Segment, nbytes, segment_of, segment_tensors
 from ..statistics import CacheStatistics
 from ..token_buffer import TokenBuffer
 from .background import Job, Plan
+from .beside import Beside
 from .buffer.source import Stored
 from .clustering import cluster_segment
 from .device_cache import DeviceBlockCache
 from .device_step import DeviceStep
 from .index import WaveIndex
+from .lengths import Lengths
+from .points import Coming, WaveSnapshot
 from .read_from import clustered_shares, dense_shares
 from .reader import Extent, Reader, stored_rows
 from .store import BlockStore, RamStore
@@ -36,41 +39,6 @@ ASKED = 32
 """Steps whose queries are kept to say what was read."""
 PERMUTATION = "permutation"
 """Name of a saved segment's permutation beside its other tensors."""
-
-
-def never() -> int:
-    """A length that no context has."""
-    return 1 << 62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Tokens from which on a context is worth clustering; asked only when it matters.
-
-    Below `cluster` the cache is a dense one: no segment is cut. From `prefill` on several tokens
-    at once go through the index too.
-    """
-
-    cluster: Callable[[], int] = lambda: 0
-    prefill: Callable[[], int] = never
-    stepped: int = 0
-    """So many tokens at once, behind what was settled, go through the index one by one."""
-    may_stay_dense: bool = False
-    """Whether `cluster` is above 0: what has no segment yet is then called a dense cache."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class WaveSnapshot:
-    """A point to come back to; segments never change, so a few numbers are enough.
-
-    What the store's codec loses of a segment cut since is kept beside it for as long as a snapshot
-    from before lives, so that going back and on again gives the same bytes.
-    """
-
-    tokens: int
-    clustered_end: int
-    segments: int
-    plan: Plan | None
 
 
 class WaveCache:
@@ -89,8 +57,13 @@ class WaveCache:
         chunk_tokens: int | None = None,
         device: torch.device | None = None,
         block_cache: int = 0,
+        tell: Callable[[], None] = lambda: None,
+        beside: Beside | None = None,
+        ahead: Beside | None = None,
     ) -> None:
-        """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory."""
+        """`block_cache`: bytes of slots on a GPU for clusters of a store in pinned memory; `tell`
+        is called when there is room for fewer only. On a GPU segments of a prompt are clustered and
+        leave for the store `beside` what is computed, and come back `ahead` of exact attention."""
         self._config = config
         self._chunk_tokens = chunk_tokens
         self._device = torch.device("cpu") if device is None else device
@@ -104,7 +77,10 @@ class WaveCache:
         self._steady = TokenBuffer(max(64, waiting) if self._device.type == "cuda" else 64)
         self._tokens = 0
         self._clustered_end = config.sink_tokens
-        self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens)
+        self._reader = Reader(config, self._index, self._steady, self._store, chunk_tokens, ahead)
+        self._beside = beside
+        self._coming: Coming | None = None
+        """Where a segment of a prompt is being clustered, and that segment."""
         self._permutations: list[Tensor] = []
         """Per segment int32 [Hkv, N]: the place in the segment of each stored token."""
         self._snapshots: WeakSet[WaveSnapshot] = WeakSet()
@@ -116,7 +92,7 @@ class WaveCache:
         self._blocks: DeviceBlockCache | None = None
         if block_cache:
             self._blocks = DeviceBlockCache(
-                self._index.segments, block_cache, self._device, layer=layer
+                self._index.segments, block_cache, self._device, layer=layer, tell=tell
             )
         self._device_step = DeviceStep(self._index, self._steady, self._device)
         self._steps = self._device_step.sums
@@ -141,6 +117,7 @@ class WaveCache:
         out, first, asked_from = [], 0, k.shape[1] - q.shape[-2]
         short = self._settled and k.shape[1] <= self._lengths.stepped
         while first < k.shape[1]:
+            self._arrive()
             last = first + self._room(k.shape[1] - first)
             self._steady.append(k[:, first:last], v[:, first:last])
             self._tokens += last - first
@@ -157,9 +134,25 @@ class WaveCache:
 
     def prepare_step(self) -> bool:
         """Whether the next single token may come as a captured step; makes everything ready."""
+        self._arrive()
         if self._blocks is not None:
             self._blocks.before_step()
         return self._device_step.prepare()
+
+    def shrink_block_cache(self) -> int:
+        """See `relief.Shrinking`."""
+        return 0 if self._blocks is None else self._blocks.shrink()
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a clustered token of one KV head, in the store."""
+        first = self._index.segments[0]
+        return first.codec.token_bytes(first.mean_key.shape[1])
+
+    @property
+    def admitted_bytes(self) -> int:
+        """Copied into slots on a GPU so far."""
+        return 0 if self._blocks is None else self._blocks.admitted_bytes
 
     def step_places(self) -> tuple[int, ...]:
         """What a captured step refers to: when it changes, the step has to be captured again."""
@@ -190,17 +183,21 @@ class WaveCache:
         """The documents are read: clusters what a generation would cluster soon, so that it is part
         of a snapshot. From now on short prompts go through the index."""
         self._settled = True
+        self._arrive()
         self._forget_originals()
         self._take_up(early=True)
         self._cut_full()
+        self._arrive()
         while self._clusters() and pending(self._tokens, self._clustered_end, self._config) > (
             self._config.growth_tokens
         ):
             start = max(self._clustered_end, self._config.sink_tokens)
             end = segment_end(start, self._config, self._chunk_tokens)
             self._cut(min(end, self._tokens - self._config.window_tokens))
+            self._arrive()
 
     def snapshot(self) -> WaveSnapshot:
+        self._arrive()
         plan = None if self._job is None else self._job.plan
         self._forget_originals()
         held = len(self._index.segments)
@@ -210,6 +207,7 @@ class WaveCache:
 
     def restore(self, snapshot: WaveSnapshot) -> None:
         """Drops the tokens that came after `snapshot`; segments cut since go back to steady."""
+        self._arrive()
         sinks, held = self._config.sink_tokens, len(self._index.segments)
         if self._job is not None:
             self._job.drop()
@@ -235,6 +233,10 @@ class WaveCache:
 
     def saved_segments(self, first: int = 0) -> list[dict[str, Tensor]]:
         """The segments from number `first` on, as `load` takes them."""
+        self._arrive()
+        if self._device.type == "cuda":
+            # What left the GPU has arrived.
+            torch.cuda.synchronize(self._device)
         return [
             segment_tensors(self._whole(number)) | {PERMUTATION: self._permutations[number]}
             for number in range(first, len(self._permutations))
@@ -249,6 +251,7 @@ class WaveCache:
 
         Beside `k` and `v` [Hkv, N, D] the `plan` [3] of a segment that is being clustered.
         """
+        self._arrive()
         rest = dict(zip(("k", "v"), self._steady.view(), strict=True))
         if self._job is not None:
             rest["plan"] = torch.tensor(astuple(self._job.plan))
@@ -270,7 +273,10 @@ class WaveCache:
         assert self._tokens == 0, "only an empty cache can be loaded"
         for number, tensors in enumerate(segments):
             segment = segment_of(tensors).index_on(self._device)
-            self._append(self._store.append(segment, stored[number] if stored else None))
+            held = self._store.append(segment, stored[number] if stored else None)
+            self._index.append(held)
+            if self._blocks is not None:
+                self._blocks.append(held)
             self._permutations.append(tensors[PERMUTATION].to(self._device))
             self._clustered_end += segment.tokens
         self._steady.replace(*(rest[name].to(self._device) for name in ("k", "v")))
@@ -282,6 +288,8 @@ class WaveCache:
         """Starts the means over steps anew; the last query of the prompt is the first asked."""
         self._steps.reset()
         self._store.reset_figures()
+        if self._blocks is not None:
+            self._blocks.reset_figures()
         del self._asked[:-1]
 
     def read_from(self) -> Tensor | None:
@@ -291,6 +299,7 @@ class WaveCache:
         """
         if not self._asked:
             return None
+        self._arrive()
         queries = torch.stack(self._asked, dim=-3)
         asked = self._reader.asked(queries, self._permutations, self._extent)
         if not self._index.segments:
@@ -300,9 +309,12 @@ class WaveCache:
         return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
 
     def statistics(self) -> CacheStatistics:
+        self._arrive()
         steps, count, figures = self._steps, max(1, self._steps.count), self._store.figures()
         steps.collect()
         exact = steps.mass_exact / count if steps.count else 1.0
+        if self._blocks is not None:
+            figures = self._blocks.figures()
         return CacheStatistics(
             kind="dense" if self._lengths.may_stay_dense and not self._index.segments else "wave",
             tokens=self._tokens,
@@ -326,6 +338,7 @@ class WaveCache:
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token, one query."""
+        self._arrive()
         self._steady.append(k, v)
         self._tokens += 1
         self._steps.count += 1
@@ -383,45 +396,71 @@ class WaveCache:
 
     def _cut_full(self) -> None:
         """Cuts all full segments."""
-        while (
-            span := next_segment(
-                self._tokens, self._clustered_end, self._config, self._chunk_tokens
-            )
-        ) is not None and self._is_long():
+        while True:
+            end = self._clustered_end if self._coming is None else self._coming.stop
+            span = next_segment(self._tokens, end, self._config, self._chunk_tokens)
+            if span is None or not self._is_long():
+                return
             self._cut(span.stop)
 
     def _cut(self, stop: int) -> None:
-        """Makes the waiting tokens up to position `stop` a segment, now."""
+        """Makes the waiting tokens up to position `stop` a segment, now or beside what follows."""
+        self._arrive()
         sinks, count = self._config.sink_tokens, stop - self._clustered_end
         keys, values = self._steady.view(sinks, sinks + count)
-        self._take(*cluster_segment(keys, values, self._config), stop)
+        if self._beside is None:
+            segment, permutation = cluster_segment(keys, values, self._config)
+            self._take(self._store.append(segment), permutation, stop)
+            return
+        with self._beside.work(keys, values):
+            segment, permutation = cluster_segment(keys, values, self._config)
+            held = self._store.append(segment)
+        self._coming = Coming(held, permutation, stop, self._beside.mark())
+        self._beside.begun(self._arrive)
 
-    def _take(self, segment: Segment, permutation: Tensor, stop: int) -> None:
+    def _arrive(self) -> None:
+        """Takes up the segment that is clustered beside; whatever is computed next waits for it."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            assert self._beside is not None
+            self._beside.wait(coming.mark, *coming.held.tensors(), coming.permutation)
+            self._take(coming.held, coming.permutation, coming.stop)
+
+    def _take(self, held: Segment, permutation: Tensor, stop: int) -> None:
+        """A segment as the store holds it, which says where the tokens up to `stop` are now."""
         sinks, number = self._config.sink_tokens, len(self._index.segments)
         count = stop - self._clustered_end
-        self._append(self._store.append(segment))
-        self._permutations.append(permutation)
-        if not segment.codec.plain and any(s.segments <= number for s in self._snapshots):
-            keys, values = self._steady.view(sinks, sinks + count)
-            self._originals[number] = keys.clone(), values.clone()
-        self._steady.drop(sinks, count)
+        # What may find memory full comes first, and leaves everything as it was.
+        originals = None
+        try:
+            if not held.codec.plain and any(s.segments <= number for s in self._snapshots):
+                keys, values = self._steady.view(sinks, sinks + count)
+                originals = keys.clone(), values.clone()
+            self._index.append(held)
+            self._steady.drop(sinks, count)
+        except torch.OutOfMemoryError:
+            self._index.keep(number)
+            self._store.keep(number)
+            raise
         self._clustered_end = stop
-
-    def _append(self, segment: Segment) -> None:
-        """A segment as the store holds it."""
-        self._index.append(segment)
+        if originals is not None:
+            self._originals[number] = originals
         if self._blocks is not None:
-            self._blocks.append(segment)
+            self._blocks.append(held)
+        self._permutations.append(permutation)
 
     def _grow(self) -> None:
-        """Takes up what is due, then begins what can be begun."""
-        self._take_up(early=False)
-        if self._job is None and self._clusters():
-            span = next_growth(self._tokens, self._clustered_end, self._config, self._chunk_tokens)
-            if span is not None:
-                # Longer segments take longer; layers take theirs up one after another.
-                due = self._tokens + 32 + len(span) // 32 + self._layer
-                self._begin(Plan(span.start, span.stop, due))
+        """Takes up what is due, then begins what can be begun; later where memory is full."""
+        with suppress(torch.OutOfMemoryError):
+            self._take_up(early=False)
+            if self._job is None and self._clusters():
+                span = next_growth(
+                    self._tokens, self._clustered_end, self._config, self._chunk_tokens
+                )
+                if span is not None:
+                    # Longer segments take longer; layers take theirs up one after another.
+                    due = self._tokens + 32 + len(span) // 32 + self._layer
+                    self._begin(Plan(span.start, span.stop, due))
 
     def _begin(self, plan: Plan) -> None:
         sinks = self._config.sink_tokens
@@ -433,7 +472,8 @@ class WaveCache:
         job = self._job
         if job is not None and (early or self._tokens >= job.plan.due):
             self._job = None
-            self._take(*job.result(), job.plan.stop)
+            segment, permutation = job.result()
+            self._take(self._store.append(segment), permutation, job.plan.stop)
 
     def _forget_originals(self) -> None:
         """Of segments that no living snapshot may reopen."""

@@ -15,6 +15,7 @@ when the one before has been carried out.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from ..kernels.segment import Segment, SegmentTable, SlotMap
 from ..kernels.slots import copy_clusters
 from .buffer.slots import NONE, BlockCache, slot_classes
+from .store import StoreFigures
 
 Ints = NDArray[np.int64]
 EVERY = 8
@@ -52,10 +54,19 @@ class DeviceBlockCache:
     """See the module. `segments.slots` is the map; `budget` the bytes of slots at most."""
 
     def __init__(
-        self, segments: SegmentTable, budget: int, device: torch.device, *, layer: int = 0
+        self,
+        segments: SegmentTable,
+        budget: int,
+        device: torch.device,
+        *,
+        layer: int = 0,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
+        """`tell` is called when there was memory for fewer slots only."""
         self._segments, self._device, self._layer = segments, device, layer
-        self._budget = budget
+        self._budget, self._tell = budget, tell
+        self._new: list[Segment] = []
+        """Those appended since the last step."""
         self._keys_after: list[int] = []
         """Keys of all segments up to each."""
         self._sources, self._lengths = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -65,8 +76,10 @@ class DeviceBlockCache:
         """Keys that there were when the slots were made."""
         self._steps = 0
         self._work: Future[Round] | None = None
-        self.admitted = 0
+        self.admitted, self.admitted_bytes = 0, 0
         """Clusters copied into slots so far."""
+        self._earlier = self._before = (0, 0)
+        """Looked up and found: under slot maps that are no more, and until the last reset."""
 
     @property
     def bytes(self) -> int:
@@ -74,16 +87,23 @@ class DeviceBlockCache:
 
     def append(self, segment: Segment) -> None:
         """The segment that was just appended to the table; its blocks stay where they are."""
-        heads, width = segment.heads, segment.codec.token_bytes(segment.mean_key.shape[1])
-        starts = segment.starts.cpu().numpy().astype(np.int64)
-        first = np.arange(heads)[:, None] * segment.tokens + starts[:, :-1]
-        sources = segment.blocks.data_ptr() + first * width
-        self._sources = np.append(self._sources, sources.ravel())
-        self._lengths = np.append(self._lengths, (np.diff(starts, axis=1) * width).ravel())
-        self._keys_after.append(len(self._sources))
+        self._new.append(segment)
+
+    def _take_in(self) -> None:
+        """Where the clusters of new segments lie; waits for the device, a step needs it first."""
+        new, self._new = self._new, []
+        for segment in new:
+            heads, width = segment.heads, segment.codec.token_bytes(segment.mean_key.shape[1])
+            starts = segment.starts.cpu().numpy().astype(np.int64)
+            first = np.arange(heads)[:, None] * segment.tokens + starts[:, :-1]
+            sources = segment.blocks.data_ptr() + first * width
+            self._sources = np.append(self._sources, sources.ravel())
+            self._lengths = np.append(self._lengths, (np.diff(starts, axis=1) * width).ravel())
+            self._keys_after.append(len(self._sources))
 
     def keep(self, segments: int) -> None:
         """Forgets all but the first `segments`; keys from there on will mean something else."""
+        self._take_in()
         keys = self._keys_after[segments - 1] if segments else 0
         if keys == len(self._sources):
             return
@@ -95,8 +115,50 @@ class DeviceBlockCache:
         if self._segments.slots is not None:
             self._segments.slots.places[keys:].zero_()
 
+    @property
+    def lengths(self) -> Ints:
+        """Bytes of each key."""
+        return self._lengths
+
+    def figures(self) -> StoreFigures:
+        """Clusters that steps looked up since the last reset; waits for the device."""
+        asked, hits = (now - then for now, then in zip(self._counts(), self._before, strict=True))
+        return StoreFigures(cache_bytes=self.bytes, hits=hits, fetched=asked)
+
+    def reset_figures(self) -> None:
+        self._before = self._counts()
+
+    def _counts(self) -> tuple[int, int]:
+        slots = self._segments.slots
+        if slots is None:
+            return self._earlier
+        asked, hits, _ = slots.counts.sum(0).tolist()
+        return self._earlier[0] + asked, self._earlier[1] + hits
+
+    def listed(self) -> tuple[int, Ints]:
+        """Of what the last step retrieved: how many it found in slots, and the keys of the others.
+
+        Waits for the device.
+        """
+        slots = self._segments.slots
+        if slots is None:
+            return 0, np.zeros(0, np.int64)
+        keys = _listed(slots.asked.cpu(), slots.counts.cpu())
+        return int((keys < 0).sum()), keys[keys >= 0]
+
+    def shrink(self) -> int:
+        """Gives half of the slots back, all of them empty then; returns their bytes, 0 for none."""
+        given = self.bytes // 2
+        if self._cache is None:
+            return 0
+        self._finish()
+        self._budget, self._earlier = given, self._counts()
+        self._cache, self._segments.slots, self._known = None, None, 0
+        return given
+
     def before_step(self) -> None:
         """Makes slots when there is what to put in, and carries out a round that is decided."""
+        self._take_in()
         keys = len(self._sources)
         if keys and (self._segments.slots is None or keys > 2 * self._known):
             self._finish()
@@ -123,6 +185,7 @@ class DeviceBlockCache:
     def _allocate(self, keys: int) -> None:
         """Slots for half of these keys more; all are empty."""
         room, heads = keys + keys // 2, self._segments[0].heads
+        self._earlier = self._counts()
         self._known, self._cache = keys, None
         while self._cache is None and self._budget >= LEAST_BYTES:
             try:
@@ -130,6 +193,7 @@ class DeviceBlockCache:
                 self._cache = BlockCache(classes, device=self._device)
             except torch.OutOfMemoryError:
                 self._budget //= 2
+                self._tell()
         if self._cache is None:
             self._segments.slots = None
             return
@@ -154,6 +218,7 @@ class DeviceBlockCache:
             copy_clusters(self._there(sources), targets, self._there(lengths))
             slots.places.index_copy_(0, self._there(decided.keys), targets)
             self.admitted += len(decided.keys)
+            self.admitted_bytes += int(lengths.sum())
 
     def _there(self, numbers: Ints) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(numbers))
@@ -172,8 +237,7 @@ def _decide(
     """Runs in the policy's thread."""
     if arrived is not None:
         arrived.synchronize()
-    rows = zip(asked.numpy(), counts[:, 2].tolist(), strict=True)
-    listed = np.concatenate([row[:count] for row, count in rows])
+    listed = _listed(asked, counts)
     used = cache.lookup(-1 - listed[listed < 0])
     cache.touch(used[used != NONE])
     wanted = listed[listed >= 0]
@@ -188,6 +252,12 @@ def _decide(
         keys=keys,
         slots=cache.addresses(slots),
     )
+
+
+def _listed(asked: Tensor, counts: Tensor) -> Ints:
+    """What a step listed, of all KV heads; both on the host."""
+    rows = zip(asked.numpy(), counts[:, 2].tolist(), strict=True)
+    return np.concatenate([row[:count] for row, count in rows])
 
 
 def _unit(segment: Segment) -> int:

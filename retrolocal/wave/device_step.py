@@ -124,10 +124,12 @@ class DeviceStep:
         assert self._count is not None, "prepare comes first"
         self.sums.collect()
         count = self._count.clone()
-        yield
-        self._count.copy_(count)
-        if self.sums.on_device is not None:
-            self.sums.on_device.zero_()
+        try:
+            yield
+        finally:
+            self._count.copy_(count)
+            if self.sums.on_device is not None:
+                self.sums.on_device.zero_()
 
     def took(self) -> Tensor:
         """The device has taken a token; its query [Hq, D], valid until the next."""

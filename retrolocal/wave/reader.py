@@ -5,7 +5,9 @@ Knows nothing of how they grow. With dual chunk attention (`chunks`) queries com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from ..kernels.merge import merge
 from ..kernels.segment import Segment, SegmentTable
 from ..kernels.wave_attention import StepAnswer
 from ..token_buffer import TokenBuffer
+from .beside import Beside, Mark
 from .chunks import ChunkedSegments, chunked_step
 from .index import WaveIndex
 from .prefill import prefill_attention
@@ -44,8 +47,11 @@ class Reader:
         steady: TokenBuffer,
         store: BlockStore,
         chunk_tokens: int | None,
+        ahead: Beside | None = None,
     ) -> None:
+        """`ahead`: where segments that exact attention reads next are brought to a GPU."""
         self._config = config
+        self._ahead = ahead
         self._index = index
         self._steady = steady
         self._store = store
@@ -71,8 +77,8 @@ class Reader:
                 fetch = behind(self._store.fetch, first)
                 found = prefill_attention(asked, found, segments, self._config, fetch)
                 continue
-            for number in range(first, first + len(segments)):
-                k, v = (rows.to(q.dtype) for rows in stored_rows(self._store.whole(number)))
+            for segment in self._whole(range(first, first + len(segments)), q.device):
+                k, v = (rows.to(q.dtype) for rows in stored_rows(segment))
                 found = merge(found, full_attention(asked, k, v, scale=q.shape[-1] ** -0.5))
         return found[0].to(q.dtype)
 
@@ -119,6 +125,26 @@ class Reader:
             )
             for kind in (2, 1, 0)
         ]
+
+    def _whole(self, numbers: range, device: torch.device) -> Iterator[Segment]:
+        """Segments one after the other, the next one on its way to the GPU meanwhile."""
+        if self._ahead is None:
+            yield from map(self._store.whole, numbers)
+            return
+        coming = deque([self._bring(number, device) for number in numbers[:1]])
+        for following in (*numbers[1:], None):
+            if following is not None:
+                coming.append(self._bring(following, device))
+            segment, mark = coming.popleft()
+            self._ahead.wait(mark, segment.blocks)
+            yield segment
+
+    def _bring(self, number: int, device: torch.device) -> tuple[Segment, Mark]:
+        assert self._ahead is not None
+        whole = self._store.whole(number)
+        with self._ahead.work():
+            blocks = whole.blocks.to(device, non_blocking=True)
+        return replace(whole, blocks=blocks), self._ahead.mark()
 
     def _one_by_one(self, q: Tensor) -> Tensor:
         """The last Tq tokens, each as a decode step."""

@@ -119,7 +119,8 @@ ALIGNED = 64
 class PinnedStore:
     """Segments in page-locked memory of the host, which a GPU reads by address.
 
-    `append` returns when the bytes have arrived, so that a file or a kernel may read them.
+    What comes from a GPU is on its way when `append` returns: kernels of the same stream find it,
+    and the host does once that stream has been waited for.
     """
 
     def __init__(self, *, pinned: bool = True) -> None:
@@ -144,7 +145,7 @@ class PinnedStore:
                 self._arenas.append(torch.empty(length, dtype=torch.uint8, pin_memory=self._pinned))
             arenas, begin = arenas + 1, 0
         place = self._arenas[arenas - 1][begin : begin + size].view(blocks.shape)
-        place.copy_(blocks)
+        place.copy_(blocks, non_blocking=True)
         held = replace(segment, blocks=place)
         self._segments.append(held)
         self._ends.append((arenas, begin + size))

@@ -14,7 +14,8 @@ from retrolocal.config import WaveConfig
 from retrolocal.models import ModelConfig, read_config
 from retrolocal.models.decoder import Decoder
 from retrolocal.models.weights import load_decoder
-from retrolocal.wave.cache import Lengths, WaveCache
+from retrolocal.wave.cache import WaveCache
+from retrolocal.wave.lengths import Lengths
 
 TOKENS = 40
 CUTS = ([40], [7, 1, 13, 2, 9, 8], [3] + [1] * 37, [33] + [1] * 7)

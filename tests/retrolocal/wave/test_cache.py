@@ -17,8 +17,9 @@ from torch import Tensor
 from retrolocal.cache import DenseCache
 from retrolocal.config import WaveConfig
 from retrolocal.fidelity import exact_attention
-from retrolocal.wave.cache import Lengths, WaveCache
+from retrolocal.wave.cache import WaveCache
 from retrolocal.wave.clustering import cluster_segment
+from retrolocal.wave.lengths import Lengths
 from retrolocal.wave.reader import stored_rows
 
 Rows = tuple[Tensor, Tensor, Tensor]

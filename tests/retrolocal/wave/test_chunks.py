@@ -14,8 +14,9 @@ from torch import Tensor
 
 from retrolocal.cache import DenseCache
 from retrolocal.config import WaveConfig
-from retrolocal.wave.cache import Lengths, WaveCache, never
+from retrolocal.wave.cache import WaveCache
 from retrolocal.wave.chunks import ChunkedSegments
+from retrolocal.wave.lengths import Lengths, never
 from retrolocal.wave.zones import next_growth, next_segment, piece_end
 
 LENGTH = 100

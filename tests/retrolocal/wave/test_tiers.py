@@ -17,7 +17,8 @@ from torch import Tensor
 from retrolocal.config import WaveConfig
 from retrolocal.errors import DamagedError, StoreError
 from retrolocal.wave.buffer.source import CHECKED, CheckedSource, FileSource, RamSource, Stored
-from retrolocal.wave.cache import Lengths, WaveCache
+from retrolocal.wave.cache import WaveCache
+from retrolocal.wave.lengths import Lengths
 from retrolocal.wave.tiers import Tiers
 
 Rows = tuple[Tensor, Tensor, Tensor]
