@@ -78,16 +78,17 @@ def test_a_chunk_takes_no_more_than_planned(store_type: str) -> None:
     wave = WaveConfig(segment_tokens=512, iterations=2, store_type=store_type)  # type: ignore[arg-type]
     model = Decoder(config).to(torch.bfloat16).requires_grad_(False)
     device = torch.device("cpu")
+    stores = [PinnedStore(pinned=False) for _ in config.layers]
     caches = [
-        WaveCache(wave, PinnedStore(pinned=False), beside=Beside(device), ahead=Beside(device))
-        for _ in config.layers
+        WaveCache(wave, store, beside=Beside(device), ahead=Beside(device)) for store in stores
     ]
     ids = torch.arange(5 * 512) * 37 % 2048
     for _ in prefill(model, caches, ids[: 4 * 512], 0, chunk_tokens=512):
         pass
     with Counted() as counted:
-        for weight in model.parameters():
-            counted.add(weight)
+        arenas = [arena for store in stores for arena in store._arenas]
+        for there in (*model.parameters(), *arenas):
+            counted.add(there)
         for _ in prefill(model, caches, ids[4 * 512 :], 4 * 512, chunk_tokens=512):
             pass
         held = counted.live
