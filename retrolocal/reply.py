@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from .config import SamplingConfig
 from .errors import UsageError
@@ -65,6 +65,19 @@ class AskOptions:
             raise UsageError("--stop is empty; give the text to stop before")
         if self.max_new_tokens is not None and self.max_new_tokens < -1:
             raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
+
+    def changed(
+        self,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        own: Callable[[], SamplingConfig],
+    ) -> AskOptions:
+        """With what is given, not None, in its place; `own` are the model's own settings."""
+        tokens = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        sampling = self.sampling
+        if temperature is not None:
+            sampling = replace(sampling or own(), temperature=temperature)
+        return replace(self, max_new_tokens=tokens, sampling=sampling)
 
     def limit(self, default: int | None, *, room: int) -> int:
         """Tokens to generate at most; `default` is the model's own limit."""

@@ -299,12 +299,7 @@ class Session(Closing):
         The files stay read: the next question about the same ones reads only itself.
         `max_new_tokens` and `temperature`, when given, win over `options`.
         """
-        options = options or AskOptions()
-        if max_new_tokens is not None:
-            options = replace(options, max_new_tokens=max_new_tokens)
-        if temperature is not None:
-            drawn = replace(options.sampling or self.sampling(), temperature=temperature)
-            options = replace(options, sampling=drawn)
+        options = (options or AskOptions()).changed(max_new_tokens, temperature, self.sampling)
         names = tuple(str(file) for file in files)
         if names != self._files:
             close(self._file_context)
