@@ -325,8 +325,7 @@ class Session(Closing):
         events = self.stream(
             prompt, files, max_new_tokens=max_new_tokens, temperature=temperature, options=options
         )
-        pieces = (event for event in events if isinstance(event, Piece))
-        return "".join(piece.text for piece in pieces if not piece.thinking)
+        return "".join(one.text for one in events if isinstance(one, Piece) and not one.thinking)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Next-token logits at every position, float32 [T, vocab], with fresh caches.
