@@ -23,12 +23,12 @@ from .rope_config import ChunkConfig, RopeConfig
 
 
 class Decoder(nn.Module):
-    """Token ids in, logits out."""
+    """Token ids in, logits out. Whoever makes one gives it weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = _embedding(config)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, index) for index, layer in enumerate(config.layers)
         )
@@ -121,6 +121,14 @@ class Decoder(nn.Module):
         scale = logit_scale(positions, chunks)
         asked = (inside, before, torch.full_like(positions, chunks.farthest))
         return Rotation(turn(inside), tuple(turn(at, scale) for at in asked))
+
+
+def _embedding(config: ModelConfig) -> nn.Embedding:
+    weight = torch.empty(config.vocab_size, config.hidden_size)
+    if not weight.is_meta:
+        return nn.Embedding(config.vocab_size, config.hidden_size)
+    # There is nothing to draw, and drawing it would import PyTorch's compiler, which takes 1.6 s.
+    return nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
 
 
 def rope_of(config: ModelConfig, layer: LayerConfig) -> RopeConfig | None:

@@ -199,7 +199,7 @@ class SessionConfig:
         _one_of("--cache", self.cache, get_args(CacheKind))
         _one_of("--prefill", self.prefill, get_args(PrefillKind))
         if self.vram is not None and not (math.isfinite(self.vram) and self.vram > 0):
-            raise UsageError(f"--vram is {self.vram:g}; give GiB above 0")
+            raise UsageError(f"--vram is {self.vram:g}; give a size above 0, such as 24G")
         if self.ctx_size < 0:
             raise UsageError(f"--ctx-size is {self.ctx_size}; give 0 (the model's) or more")
         if self.batch_size < 1:

@@ -191,6 +191,19 @@ class Context:
             )
         return dialogue[len(self.dialogue) :]
 
+    def forget_dialogue(self) -> bool:
+        """Goes back to the end of the head, where it has been read, and counts anew.
+
+        False for a dialogue that was reopened, which knows no point before its end.
+        """
+        if self.head_is_read:
+            if not self.leads_to(""):
+                return False
+            self.rewind_to("")
+            for cache in self.caches:
+                cache.reset_statistics()
+        return True
+
     def keep_reply(self, drawn: Sequence[int], text: str, *, ended: bool) -> None:
         """After a reply: all ids drawn but the last are in the caches.
 

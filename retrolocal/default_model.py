@@ -33,7 +33,7 @@ def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
     `gpu_bytes` is the memory of the GPU that will hold the weights; None without one.
     """
     for one in fitting(gpu_bytes=gpu_bytes):
-        if _is_here(one):
+        if is_here(one):
             return DefaultModel(
                 one.model,
                 f"no model was chosen: using {one.model}, which is here and fits this machine (-m "
@@ -61,7 +61,8 @@ def fitting(*, gpu_bytes: int | None = None) -> list[Recommendation]:
     )
 
 
-def _is_here(one: Recommendation) -> bool:
+def is_here(one: Recommendation) -> bool:
+    """Whether all of it is in the Hub's cache."""
     try:
         return cached(hub_name(one.model)) is not None
     except ModelError:

@@ -15,6 +15,9 @@ from .models.config import ModelConfig
 from .models.decoder import Decoder
 from .models.quantised import weight_bytes
 
+ATTENDED = 0.6
+"""Rate at which one query's dense attention reads keys and values, over that of a matrix
+(PERFORMANCE.md: 6.0 to 7.2 GB/s where a matrix has 11)."""
 GATHERED = 0.35
 """Rate at which scattered clusters are read, over that of a matrix."""
 
@@ -44,7 +47,7 @@ def decode_seconds(
     dense = sum(row * min(tokens, layer.window or tokens) for layer in model.layers)
     seconds = weights / rates.product_bytes(config.quant) + len(model.layers) / rates.layers
     if config.cache == "dense":
-        return seconds + dense / rates.weight_bytes
+        return seconds + dense / (ATTENDED * rates.weight_bytes)
     windows = sum(row * min(tokens, w.window) for w in model.layers if w.window is not None)
     wave = config.wave
     code = CODED.get(wave.store_type)
@@ -55,9 +58,10 @@ def decode_seconds(
     clusters = tokens / wave.cluster_tokens * (1 / wave.group_clusters + wave.descend)
     index = clusters * 2 * model.head_dim * model.kv_heads
     scattered = _indexed(model) * (read * stored + index)
-    through = windows / rates.weight_bytes + scattered / (GATHERED * rates.weight_bytes)
+    attended, gathered = (share * rates.weight_bytes for share in (ATTENDED, GATHERED))
+    through = windows / attended + scattered / gathered
     if config.cache == "auto":
-        through = min(through, dense / rates.weight_bytes)
+        through = min(through, dense / attended)
     return seconds + through
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .amounts import size, spoken
 from .config import SessionConfig
 from .default_model import fitting
-from .errors import ConfigError, Interrupted
+from .errors import ConfigError, Interrupted, MemoryLimitError
 from .hub import Download, cache_folder, fetch, locate_model, shadow_note
 from .memory import machine_bytes
 from .models.config import read_config
 from .pace import Pace
 from .paths import disk_free
 from .report import Report
+
+if TYPE_CHECKING:
+    from .ingest.document import Document
 
 LINE_SECONDS = 0.2
 """Between two progress lines on a terminal, where one is written over the other."""
@@ -25,27 +30,36 @@ LOG_SECONDS = 10.0
 """Between two progress lines in a file."""
 
 
-def bring(name: str, config: SessionConfig, report: Report) -> None:
-    """Sees to it that the model `name` is on this machine; raises ModelError or Interrupted."""
+def bring(
+    name: str, config: SessionConfig, report: Report, documents: Sequence[Document] = ()
+) -> None:
+    """Sees to it that the model `name` is on this machine.
+
+    A model that does not fit with these documents is refused before its weights are fetched.
+    Raises ModelError, ContextError, MemoryLimitError or Interrupted.
+    """
     found = locate_model(name, revision=config.revision, offline=config.offline)
     note = shadow_note(name)
     if note is not None:
         report.remark(note)
     if isinstance(found, Download):
-        fetch_told(found, report)
+        fetch_told(found, report, usable_with(name, config, documents))
 
 
-def fetch_told(download: Download, report: Report) -> Path:
+def fetch_told(
+    download: Download, report: Report, check: Callable[[Path], None] | None = None
+) -> Path:
     """Fetches what is missing of a model and tells how it goes; the folder of the model.
 
-    Raises ModelError, and Interrupted at Ctrl-C.
+    `check` is given its settings before its weights are fetched (None: `check_usable`). Raises
+    what that raises, ModelError, and Interrupted at Ctrl-C.
     """
     name = str(download.name)
     began, fetched = time.monotonic(), download.missing_bytes
     _announce(download, report)
     progress = _Progress(name, report)
     try:
-        folder = fetch(download, received=progress.received, check=check_usable)
+        folder = fetch(download, received=progress.received, check=check or check_usable)
     except KeyboardInterrupt:
         report.say({"event": "stopped", "model": name, "done": progress.done}, "")
         raise Interrupted("stopped; what is complete is kept: start it again to go on") from None
@@ -71,6 +85,24 @@ def check_usable(folder: Path) -> None:
     except ConfigError as error:
         reason = str(error).removeprefix(f"{folder}/")
         raise ConfigError(f"this model cannot be used: {reason}{_instead()}") from error
+
+
+def usable_with(
+    name: str, config: SessionConfig, documents: Sequence[Document] = ()
+) -> Callable[[Path], None]:
+    """`check_usable`, and whether the model fits here with these settings and documents."""
+
+    def check(folder: Path) -> None:
+        # Not for `pull`, which does not compute.
+        from .fit_check import require_fit
+
+        check_usable(folder)
+        try:
+            require_fit(name, folder, config, documents)
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"not downloaded: {error}{_instead()}") from error
+
+    return check
 
 
 def _instead() -> str:

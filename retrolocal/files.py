@@ -43,5 +43,7 @@ def parse_object(path: Path, data: bytes, error: type[RetrolocalError]) -> dict[
 
 
 def one_line(problem: BaseException) -> str:
-    """What an exception says, for the middle of a message."""
-    return " ".join(str(problem).split())[:200] or type(problem).__name__
+    """What an exception says, for the middle of a message; it may quote the file it is about, so
+    what a terminal would obey is spelt out."""
+    text = " ".join(str(problem).split())[:200] or type(problem).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

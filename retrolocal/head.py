@@ -44,6 +44,13 @@ class Heads:
             self._last = self._made(documents)
         return self._last
 
+    def distrusted(self, documents: Sequence[Document]) -> bool:
+        """See `Shelf.distrusted`; their head is made anew then."""
+        damaged = self._shelf is not None and self._shelf.distrusted(documents)
+        if damaged:
+            self.forget()
+        return damaged
+
     def forget(self) -> None:
         self._last = None
 

@@ -201,13 +201,7 @@ def placed(
     if found is not None:
         return found
     file = needed.stored > 0
-    hint = (
-        "close other programs or take a smaller model"
-        if needed.weights > limit.bytes
-        else "give a shorter text or a model with fewer KV heads"
-    )
-    if limit.words.startswith("--ram"):
-        hint = f"{hint}, or more --ram"
+    hint = "give more --ram" if limit.words.startswith("--ram") else "close other programs"
     bytes = used + (needed.least if file else needed.total)
     raise MemoryLimitError(
         f"{model} with {tokens:,} tokens needs about {bytes / GIB:.1f} GiB"

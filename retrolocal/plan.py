@@ -1,7 +1,8 @@
 """`retrolocal plan`: what a model and a text would take here, how long, and what would fit.
 
-Reads config.json, the headers of the weights and the text; loads no weights. `--vram` and `--ram`
-plan for another machine than this one.
+Reads config.json, the headers of the weights and the text; of a model that is not on this machine
+it fetches the settings, no weights. `--vram` and `--ram` plan for another machine than this one.
+Asked of no model and no text it shows the recommended models (`choice`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import command_parser, parsed, size
 from .config import SessionConfig
 from .errors import UsageError
+from .settings import apply_settings, given_settings
 from .shared_options import (
     batch_option,
     device_options,
@@ -27,8 +30,9 @@ from .shared_options import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import torch
 
+    from .ingest.document import Document
     from .models.config import ModelConfig
     from .planning import Plan, Planner
 
@@ -50,10 +54,16 @@ class Answer:
 
 def plan(words: Sequence[str]) -> int:
     """Runs `retrolocal plan WORDS...`; returns 0 when what was asked for fits, else 1."""
-    arguments = parsed(plan_parser(), words)
+    arguments = parsed(plan_parser(), words, apply_settings)
     if arguments is None:
         return 0
-    answer = answered(arguments, plan_config(arguments))
+    config = plan_config(arguments)
+    if _without_text(arguments):
+        from .choice import shown
+
+        print(shown(arguments.ram, arguments.vram, config, as_json=arguments.json))
+        return 0
+    answer = answered(arguments, config)
     if arguments.json:
         print(json.dumps(facts(answer)))
     else:
@@ -65,9 +75,10 @@ def plan_parser() -> argparse.ArgumentParser:
     """The options of `retrolocal plan`."""
     parser = command_parser(
         "retrolocal plan",
-        "retrolocal plan [-m MODEL] -f FILE... | --tokens N [options]",
+        "retrolocal plan [[-m MODEL] -f FILE... | --tokens N] [options]",
         "Say what a model and a text would take on this machine, in memory and in time, and the "
-        "best setting that fits. No weights are loaded. Exit code 1: it does not fit as asked.",
+        "best setting that fits. No weights are loaded or fetched. Exit code 1: it does not fit as "
+        "asked. Without a model and a text: which models are worth trying here.",
     )
     group = parser.add_argument_group("model and text")
     model_options(group)
@@ -95,17 +106,30 @@ def plan_parser() -> argparse.ArgumentParser:
 
 def plan_config(arguments: argparse.Namespace) -> SessionConfig:
     """Raises UsageError for what makes no sense."""
-    if (arguments.tokens is None) == (not arguments.file):
+    if arguments.tokens is not None and arguments.file:
         raise UsageError("give either the text with -f or its length with --tokens")
+    if arguments.model == "":
+        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    usual = given_settings().get("model")
+    if (
+        _without_text(arguments)
+        and arguments.model
+        and (not usual or usual.value != arguments.model)
+    ):
+        raise UsageError(
+            f"a plan for {arguments.model} needs a text: give it with -f, or its length with "
+            "--tokens"
+        )
     if arguments.tokens is not None and arguments.tokens < 1:
         raise UsageError(f"--tokens is {arguments.tokens}; give at least 1")
-    if arguments.vram is not None and (arguments.ram is not None or arguments.device == "cpu"):
-        other = "--ram" if arguments.ram is not None else "--device cpu"
+    if arguments.vram is not None and (arguments.ram or arguments.device == "cpu"):
+        other = "--ram" if arguments.ram else "--device cpu"
         raise UsageError(f"--vram and {other} were both given; a model lies in one of the two")
     return SessionConfig(
         device=arguments.device,
         dtype=arguments.dtype,
         quant=arguments.quant,
+        vram=arguments.vram,
         cache=arguments.cache,
         wave=wave_config(arguments),
         batch_size=arguments.batch_size,
@@ -115,26 +139,42 @@ def plan_config(arguments: argparse.Namespace) -> SessionConfig:
     )
 
 
+def _without_text(arguments: argparse.Namespace) -> bool:
+    return arguments.tokens is None and not arguments.file
+
+
 def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     """Raises what finding the model and reading the text raises, and ContextError."""
     import torch
 
+    from .default_model import default_model
+    from .device import gpu_bytes
     from .errors import ContextError
-    from .hub import resolve_model
+    from .fetching import check_usable
+    from .fit_check import declared, head_of
+    from .hub import fetch_settings, locate_model
+    from .models.checkpoint import INDEX, SINGLE
     from .models.config import read_config
+    from .models.weights import checkpoint_dtype
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    name = arguments.model or "builtin"
-    folder = resolve_model(name, revision=config.revision, offline=config.offline)
+    name = arguments.model or default_model(gpu_bytes=gpu_bytes(config)).model
+    found = locate_model(name, revision=config.revision, offline=config.offline)
+    folder = found if isinstance(found, Path) else fetch_settings(found)
+    if folder is not found:
+        check_usable(folder)
     model = read_config(folder)
-    tokens = arguments.tokens or _tokens(folder, arguments)
+    tokens = arguments.tokens or len(head_of(folder, _documents(arguments)).ids)
     if tokens > model.max_positions:
         raise ContextError(
             f"the text has {tokens:,} tokens and {name} has positions for "
             f"{model.max_positions:,}: give a shorter text or a model with a longer context"
         )
-    planner, there = _planner(name, folder, model, config, arguments)
+    # A folder with nothing but config.json can be planned for, too.
+    known = folder is found and ((folder / SINGLE).exists() or (folder / INDEX).exists())
+    stored = checkpoint_dtype(folder, model) if known else declared(folder)
+    planner, there = _planner(name, model, config, stored, arguments)
     asked = planner.plan(tokens)
     best = planner.best(tokens)
     longest = planner.longest() if best is None else None
@@ -161,7 +201,7 @@ def lines(answer: Answer) -> list[str]:
         ("program", asked.program, "Python, PyTorch, compiled kernels"),
         ("weights", asked.weights, asked.quant if asked.quant != "none" else "as they come"),
         ("index", asked.index, "centroids and value sums of the clusters"),
-        ("store", asked.store, f"keys and values, {asked.store_type}, in {asked.store_in}"),
+        ("store", asked.store, f"keys and values, {asked.store_type}{_place(asked)}"),
         ("cache", asked.cache, "keys and values in token order, block cache"),
         ("workspace", asked.workspace, "while the text is read"),
     ):
@@ -176,6 +216,10 @@ def lines(answer: Answer) -> list[str]:
             f"{1 / asked.decode_seconds:.1f} tokens a second"
         )
     return [*words, "", _verdict(answer)]
+
+
+def _place(asked: Plan) -> str:
+    return f", in {asked.store_in}" if asked.fits else ""
 
 
 def _verdict(answer: Answer) -> str:
@@ -196,9 +240,9 @@ def _verdict(answer: Answer) -> str:
 
 def _planner(
     name: str,
-    folder: Path,
     model: ModelConfig,
     config: SessionConfig,
+    stored: torch.dtype,
     arguments: argparse.Namespace,
 ) -> tuple[Planner, str]:
     import torch
@@ -209,7 +253,7 @@ def _planner(
     from .planning import Planner, gpu_limit
 
     device = torch.device("cuda") if arguments.vram is not None else choose_device(config)
-    dtype = choose_dtype(config, _stored_dtype(folder, model), device)
+    dtype = choose_dtype(config, stored, device)
     program = resident_bytes()
     if arguments.vram is not None:
         there = Limit(int(arguments.vram * GIB), f"{arguments.vram:.1f} GiB of --vram")
@@ -217,7 +261,7 @@ def _planner(
         there = gpu_limit(device)
     else:
         there = limit(0, program)
-        if arguments.ram is not None:
+        if arguments.ram:
             there = Limit(arguments.ram, f"{arguments.ram / GIB:.1f} GiB of --ram")
     here = arguments.vram is None or torch.cuda.is_available()
     planner = Planner(
@@ -233,31 +277,11 @@ def _planner(
     return planner, there.words
 
 
-def _stored_dtype(folder: Path, model: ModelConfig) -> Any:
-    """Of the weights, or, where only config.json is there, what it says."""
-    from .errors import ConfigError
-    from .models.checkpoint import INDEX, SINGLE
-    from .models.json_reader import read_json
-    from .models.weights import checkpoint_dtype, declared_dtype
-
-    if (folder / SINGLE).exists() or (folder / INDEX).exists():
-        return checkpoint_dtype(folder, model)
-    return declared_dtype(read_json(folder / "config.json", ConfigError))
-
-
-def _tokens(folder: Path, arguments: argparse.Namespace) -> int:
-    """Of the documents, with what the model's template puts before them."""
-    from .chat import ChatTemplate
-    from .conversation import Prompter
-    from .head import Heads
+def _documents(arguments: argparse.Namespace) -> list[Document]:
     from .ingest.extract import read_document
-    from .tokenizer import Tokenizer
 
     options = asdict(extraction(arguments))
-    documents = [read_document(file, **options) for file in arguments.file]
-    tokenizer = Tokenizer.open(folder)
-    heads = Heads(Prompter(tokenizer, ChatTemplate.open(folder, tokenizer)), None)
-    return len(heads.of(documents).ids)
+    return [read_document(file, **options) for file in arguments.file]
 
 
 def _gib(size_in_bytes: int) -> str:

@@ -107,9 +107,9 @@ class Room:
         )
 
 
-def ram_bytes(ram: int | str) -> int:
-    """`--ram` as Python has it; raises UsageError."""
+def size_in_bytes(name: str, given: int | str) -> int:
+    """`--ram` or `--vram` as Python has it; raises UsageError."""
     try:
-        return ram if isinstance(ram, int) else size(ram)
-    except ValueError:
-        raise UsageError(f"ram is {ram!r}; give bytes, or a size such as '4G'") from None
+        return given if isinstance(given, int) else size(given)
+    except (ValueError, AttributeError):
+        raise UsageError(f"{name} is {given!r}; give bytes, or a size such as '4G'") from None

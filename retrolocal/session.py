@@ -9,7 +9,7 @@ for `stop`, which a signal handler or another thread may call.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from .head import Heads
 from .hub import resolve_model
 from .ingest.document import Document
 from .ingest.extract import read_document
+from .library.closing import Closing
 from .loading import open_decoder
 from .memory import MemoryEstimate, require_positions
 from .models.config import read_config
@@ -37,10 +38,8 @@ from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
 from .provenance import identity
 from .relief import Relief
-from .reply import AskOptions as AskOptions
-from .reply import Event as Event
-from .reply import Reply as Reply
-from .room import Room, ram_bytes
+from .reply import AskOptions, Event, Reply
+from .room import Room, size_in_bytes
 from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
@@ -48,6 +47,8 @@ from .statistics import CacheStatistics, combine
 from .tokenizer import StreamDecoder, Tokenizer
 from .wave.tiers import Tiers
 from .wave.zones import piece_end
+
+__all__ = ["AskOptions", "Event", "Reply", "Session", "load"]
 
 
 def load(
@@ -65,13 +66,14 @@ def load(
     batch_size: int = 8192,
     threads: int = 0,
     ram: int | str = 0,
+    vram: int | str | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig` (`ram` may be spelt "4G"); raises
-    UsageError for a value that makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` and `vram` are bytes or
+    spelt "4G"); raises UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = session_config(
         device=device,
@@ -85,14 +87,15 @@ def load(
         ctx_size=ctx_size,
         batch_size=batch_size,
         threads=threads,
-        ram=ram_bytes(ram),
+        ram=size_in_bytes("ram", ram),
+        vram=None if vram is None else size_in_bytes("vram", vram) / 2**30,
         revision=revision,
         offline=offline,
     )
     return Session.open(str(model), config)
 
 
-class Session:
+class Session(Closing):
     """Made by `Session.open` or `retrolocal.load`."""
 
     def __init__(
@@ -116,8 +119,7 @@ class Session:
             )
         self.tokenizer = Tokenizer.open(folder)
         self.device = open_device(config)
-        stored = checkpoint_dtype(folder, self.model_config)
-        self.dtype = choose_dtype(config, stored, self.device)
+        self.dtype = choose_dtype(config, checkpoint_dtype(folder, self.model_config), self.device)
         self._room = Room(
             name=name,
             model=self.model_config,
@@ -127,7 +129,6 @@ class Session:
             keeps=keeping is not None,
         )
         self._defaults = generation_defaults(folder, stop_ids=self.tokenizer.end_ids)
-        self._end_ids = self._defaults.stop_ids
         self._prompter = Prompter(self.tokenizer, ChatTemplate.open(folder, self.tokenizer))
         self._conversation = Conversation(tuple(documents))
         self._context: Context | None = None
@@ -176,10 +177,9 @@ class Session:
         ContextError, MemoryLimitError or LibraryError, before weights are read where that is known.
         """
         config = config or SessionConfig()
-        folder = resolve_model(model, revision=config.revision, offline=config.offline)
         return cls(
             name=model,
-            folder=folder,
+            folder=resolve_model(model, revision=config.revision, offline=config.offline),
             config=config,
             documents=documents,
             progress=progress,
@@ -190,8 +190,7 @@ class Session:
     @property
     def max_tokens(self) -> int:
         """Tokens that a context may have."""
-        limit = self.model_config.max_positions
-        return min(self.config.ctx_size, limit) if self.config.ctx_size else limit
+        return self.config.ctx_size or self.model_config.max_positions
 
     def sampling(self, **changes: float | None) -> SamplingConfig:
         """The model's own sampling settings, with those given (not None) in their place."""
@@ -215,8 +214,7 @@ class Session:
         """The conversation is about these now; raises ContextError or MemoryLimitError."""
         self._require_room(documents)
         self._conversation = replace(self._conversation, documents=tuple(documents))
-        close(self._context)
-        self._context = None
+        self._begin_again()
 
     def statistics(self) -> CacheStatistics | None:
         """The figures of the conversation's caches, also while it is answered; None before."""
@@ -259,32 +257,25 @@ class Session:
             close(context)
 
     def forget_dialogue(self) -> None:
-        """The caches hold the documents alone: another conversation begins, or one that they do
-        not hold. The messages stay."""
-        context = self._context
-        if context is None or not context.head_is_read:
-            return
-        if context.leads_to(""):
-            context.rewind_to("")
-            for cache in context.caches:
-                cache.reset_statistics()
-        else:
-            # A dialogue that was reopened, which knows no point before its end.
-            close(context)
-            self._context = None
+        """The caches hold the documents alone, for a conversation not in them. Messages stay."""
+        if self._context is not None and not self._context.forget_dialogue():
+            self._begin_again()
 
     def ask(self, prompt: str, options: AskOptions | None = None) -> Iterator[Event]:
         """Continues the conversation; yields Progress, Piece ... and at last one Reply.
 
         Raises ContextError, before anything is read, when the prompt does not fit, and Interrupted
         when `stop` was called while the prompt was read; the question then is not part of the
-        conversation. A stopped answer is.
+        conversation. A stopped answer is. Raises DamagedError where a kept text turns out to be
+        damaged: asked again, what is damaged of it is read again.
         """
         asked = self._conversation.asked(prompt)
-        if self._context is not None and not self._context.leads_to(self._prompter.dialogue(asked)):
-            # A dialogue that was reopened, and another one goes on.
-            close(self._context)
-            self._context = None
+        if self._context is not None and (
+            self._heads.distrusted(asked.documents)
+            or not self._context.leads_to(self._prompter.dialogue(asked))
+        ):
+            # What it was loaded from is damaged; or it was reopened, and another dialogue goes on.
+            self._begin_again()
         context = self._conversation_context()
         for event in self._answer(context, asked, options or AskOptions()):
             if isinstance(event, Reply):
@@ -310,8 +301,8 @@ class Session:
         if max_new_tokens is not None:
             options = replace(options, max_new_tokens=max_new_tokens)
         if temperature is not None:
-            sampling = options.sampling or self.sampling()
-            options = replace(options, sampling=replace(sampling, temperature=temperature))
+            drawn = replace(options.sampling or self.sampling(), temperature=temperature)
+            options = replace(options, sampling=drawn)
         names = tuple(str(file) for file in files)
         if names != self._files:
             close(self._file_context)
@@ -370,12 +361,6 @@ class Session:
         if self._shelf is not None:
             self._shelf.close()
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def _open_decoder(self) -> Decoder:
         if self._decoder is None:
             raise UsageError("the session is closed; open a new one")
@@ -406,9 +391,7 @@ class Session:
             relief=self._relief,
         )
 
-    def _read_head(
-        self, context: Context, documents: tuple[Document, ...]
-    ) -> Generator[Progress, None, None]:
+    def _read_head(self, context: Context, documents: tuple[Document, ...]) -> Iterator[Progress]:
         if self._shelf is None or not documents:
             yield from context.read_head()
             return
@@ -478,35 +461,37 @@ class Session:
         for cache in context.caches:
             cache.reset_statistics()
         sampler = make_sampler(options.sampling or self.sampling(), prompt_ids)
-        ends = sorted(self._end_ids) if options.ignore_eos else []
+        ends = sorted(self._defaults.stop_ids) if options.ignore_eos else []
         blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
 
         def draw(logits: Tensor) -> int:
-            token = sampler(logits.index_fill(0, blocked, -torch.inf))
-            drawn.append(token)
-            return token
+            drawn.append(sampler(logits.index_fill(0, blocked, -torch.inf)))
+            return drawn[-1]
 
+        limit = options.limit(self._defaults.max_new_tokens, room=self.max_tokens - context.tokens)
         tokens = generate_tokens(
             self._stepping(self._open_decoder()),
             context.caches,
             logits,
             context.tokens,
             draw=draw,
-            max_new_tokens=options.limit(
-                self._defaults.max_new_tokens, room=self.max_tokens - context.tokens
-            ),
+            max_new_tokens=limit,
         )
         return stream_text(
             tokens,
             StreamDecoder(self.tokenizer, continuing=not self._prompter.has_template),
-            end_ids=() if options.ignore_eos else self._end_ids,
+            end_ids=() if options.ignore_eos else self._defaults.stop_ids,
             stop_strings=options.stop,
             stopped=lambda: self._stopped,
         )
 
+    def _begin_again(self) -> None:
+        """The conversation's next question has a context of its own."""
+        close(self._context)
+        self._context = None
+
     def _require_positions(self, tokens: int) -> None:
-        positions = self.model_config.max_positions
-        require_positions(tokens, self.max_tokens, positions, model=self.name)
+        require_positions(tokens, self.max_tokens, self.model_config.max_positions, model=self.name)
 
     def _require_room(self, documents: Sequence[Document]) -> None:
         """Refuses documents that are too long for the model or the memory."""

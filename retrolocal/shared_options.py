@@ -76,6 +76,9 @@ def _gib(text: str) -> float:
     return size(text) / 2**30
 
 
+_gib.__name__ = size.__name__
+
+
 def device_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "-dev", "--device", default="auto", metavar="auto|cpu|cuda", help="default: %(default)s"

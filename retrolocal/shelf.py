@@ -52,6 +52,9 @@ class Keeping:
     their own names, the corpus stays as it is."""
     required: bool = False
     """Whether a text that cannot be kept is an error, or a remark and read all the same."""
+    checked: bool = False
+    """Whether every byte of what is found is checked, however long that takes: what is damaged is
+    read again."""
     tell: Callable[[str], None] = lambda line: None
     """Takes remarks, one line each."""
 
@@ -67,6 +70,9 @@ class Shelf:
         self._identity = identity
         self._wanted = replace(identity, prefill=None) if any_prefill else identity
         self._entries: dict[tuple[FileId, ...], Entry] = {}
+        self._checked = keeping.checked
+        self._distrusted: set[tuple[FileId, ...]] = set()
+        """Texts of which something was found damaged when it was touched."""
 
     def head(self, documents: Sequence[Document]) -> tuple[list[int], TokenMap] | None:
         """Token ids of the head with these documents and their places, if the library has it.
@@ -109,7 +115,7 @@ class Shelf:
                 yield from context.read_head()
                 return
             for line in known.damage:
-                self._tell(line)
+                self._remark(line)
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
             left = expected_bytes * (1 - known.tokens / max(1, context.head_tokens))
@@ -156,6 +162,19 @@ class Shelf:
         context.resumed(tokens, dialogue.load("dialogue"), dialogue.load("waiting"))
         return context.leads_to(going_on)
 
+    def distrusted(self, documents: Sequence[Document]) -> bool:
+        """Whether something of these was found damaged when it was touched.
+
+        Next time every byte is checked, and what is not as it was written is read again.
+        """
+        files = _files(documents)
+        entry = self._entries.get(files)
+        if entry is None or not any(part.damaged for part in (*entry.segments(), entry.tail)):
+            return False
+        self._distrusted.add(files)
+        self._entries.pop(files).close()
+        return True
+
     def close(self) -> None:
         """Lets go of the entries; what was loaded from them stays valid."""
         for entry in self._entries.values():
@@ -169,9 +188,9 @@ class Shelf:
         try:
             entry = self._open(files)
             if entry is not None:
-                _check(entry)
+                _check(entry, whole=self._checked or files in self._distrusted)
         except DamagedError as error:
-            self._tell(str(error))
+            self._remark(str(error))
             return None
         except IdentityError:
             raise
@@ -274,7 +293,10 @@ class Shelf:
     def _failed(self, error: LibraryError) -> None:
         if self._required:
             raise error
-        line = f"not kept in the library: {error}"
+        self._remark(f"not kept in the library: {error}")
+
+    def _remark(self, line: str) -> None:
+        """Tells it, once."""
         if line not in self._told:
             self._told.add(line)
             self._tell(line)
@@ -357,14 +379,15 @@ def known_document(library: Library, unread: Unread) -> Document | None:
         return None
 
 
-def _check(entry: Entry) -> None:
-    """Every byte of an entry up to `CHECKED_WHOLE` bytes, of a larger one all but the keys and
-    values, which stay on the disk until they are needed and are checked then.
+def _check(entry: Entry, *, whole: bool) -> None:
+    """Every byte of an entry up to `CHECKED_WHOLE` bytes; of a larger one, unless the `whole` is
+    wanted, all but the keys and values, which stay on the disk until they are needed and are
+    checked then.
 
     Raises DamagedError; the entry is closed then.
     """
     parts = (*entry.segments(), entry.tail)
-    whole = _checked_whole(parts)
+    whole = whole or _checked_whole(parts)
     try:
         for part in parts:
             for name in part.names:

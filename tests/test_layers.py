@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}
     | {"loading", "machine", "planning", "expected_time"}
-    | {"default_model", "model_commands", "fetching", "device_graph"},
+    | {"default_model", "model_commands", "fetching", "device_graph", "fit_check", "choice"},
     {"session"},
     {"bench", "evaluate", "plan", "doctor"},
     {"tui", "cli", "__main__"},

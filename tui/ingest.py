@@ -47,13 +47,15 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     report = Report(as_json=arguments.json, quiet=arguments.quiet)
     library, corpus = Library(), arguments.corpus
     documents = _documents(arguments, library, report)
-    keeping = Keeping(library=library, corpus=corpus, required=True, tell=report.remark)
+    keeping = Keeping(
+        library=library, corpus=corpus, required=True, checked=True, tell=report.remark
+    )
     model = arguments.model
     if model is None:
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         report.remark(chosen.note)
-    bring(model, config, report)
+    bring(model, config, report, documents)
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
         _announce(session, documents, library, pace.known, report)

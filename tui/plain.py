@@ -63,7 +63,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         screen.say(chosen.note)
-    bring(model, config, Report(as_json=False, quiet=arguments.quiet))
+    bring(model, config, Report(as_json=False, quiet=arguments.quiet), documents)
     with screen.progress() as progress:
         keeping = None
         if library is not None and documents:

@@ -244,7 +244,7 @@ class SessionEngine:
 
     def _fetch(self, name: str, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
-        from ..fetching import check_usable
+        from ..fetching import usable_with
         from ..hub import cache_folder, fetch, locate_model
         from ..paths import disk_free
 
@@ -269,7 +269,7 @@ class SessionEngine:
             control.emit(Advanced("downloading", done, total))
 
         control.emit(Began("downloading", str(found.name)))
-        fetch(found, received=received, check=check_usable)
+        fetch(found, received=received, check=usable_with(name, config))
 
     def _clustered(self) -> bool:
         found = self._opened().statistics()

@@ -194,7 +194,7 @@ def time_test(
 
     `report(number, tokens per second)` is called after each repetition, `begin` before it.
     """
-    device = decoder.embedding.weight.device
+    device = next(decoder.parameters()).device
     generator = torch.Generator().manual_seed(options.seed)
     count = prompt or generated
     ids = torch.randint(decoder.config.vocab_size, (count,), generator=generator).to(device)

@@ -336,6 +336,37 @@ class ReopenOptions:
         return ["seconds include the start of Python and PyTorch, and loading the model"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """`retrolocal bench load`: from the start of the program to its first token."""
+
+    model: str = "builtin"
+    cold: bool = False
+    """Drop the weight files from the page cache before every pass."""
+    repeats: int = 5
+    session: SessionConfig = field(default_factory=SessionConfig)
+    """Device, dtype, quantisation and threads of the chats."""
+
+    def __post_init__(self) -> None:
+        _at_least("--repeats", self.repeats, 1)
+        if not self.model:
+            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+
+    @property
+    def compares(self) -> str:
+        return (
+            "a whole program from its start to its first token, with reading the model's weight "
+            f"files; page cache {'cold' if self.cold else 'warm'}; {self.model}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            "read: through a buffer of 1 MiB, as cat does; copy: into memory that is new; medians",
+            "program: start of Python, PyTorch and the rest; rest: tokenizer, template, checks",
+        ]
+
+
 def _at_least(flag: str, number: int, least: int) -> None:
     if not least <= number <= MAX_COUNT:
         raise UsageError(f"{flag} is {number:,}; give {least} to {MAX_COUNT:,}")

@@ -7,24 +7,17 @@ library is made for the run and removed again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from ..errors import DataError, StoreError
 from ..measurement import Progress, Result
 from .options import ReopenOptions
-
-READ = 1 << 20
-"""Bytes at a time when the disk's bandwidth is measured."""
+from .plain_read import drop, read_seconds
+from .programs import Run, program, timed
 
 
 def run(options: ReopenOptions, progress: Progress) -> Result:
@@ -54,12 +47,14 @@ def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -
         seconds["empty"].append(programs.timed(*alone).seconds)
         warm = programs.timed(*about)
         seconds["warm"].append(warm.seconds)
-        _drop(kept)
+        drop(kept)
         seconds["cold"].append(programs.timed(*about).seconds)
     facts = warm.facts
     if facts["cache"]["kind"] != "wave":
         raise DataError(f"{options.file}: is too short to be clustered; give a longer text")
-    bandwidth = _bandwidth(max(kept, key=lambda path: path.stat().st_size))
+    largest = max(kept, key=lambda path: path.stat().st_size)
+    drop([largest])
+    bandwidth = largest.stat().st_size / read_seconds([largest])
     found = {name: median(times) for name, times in seconds.items()}
     index = facts["cache"]["index_bytes"]
     return {
@@ -76,13 +71,6 @@ def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    seconds: float
-    facts: dict[str, Any]
-    """The last object that the program printed."""
-
-
 class _Programs:
     """Runs of the program with a library of their own."""
 
@@ -92,39 +80,6 @@ class _Programs:
         self._model = ("-m", options.model)
         self._environment = {**os.environ, "RETROLOCAL_LIBRARY": str(self.library)}
 
-    def timed(self, command: str, *words: str) -> _Run:
+    def timed(self, command: str, *words: str) -> Run:
         """Raises DataError that says what the program said."""
-        began = time.perf_counter()
-        # Not beside a source tree, whose folder of the same name hides the package.
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "retrolocal", command, *words, *self._model],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            said = (done.stderr.strip() or "nothing").splitlines()[-1]
-            raise DataError(f"retrolocal {command} ended with {done.returncode}: {said}")
-        return _Run(seconds, json.loads(done.stdout.splitlines()[-1]))
-
-
-def _drop(files: list[Path]) -> None:
-    """Asks the system to forget the contents of files."""
-    for path in files:
-        with path.open("rb") as file:
-            # What is not on the disk yet cannot be forgotten.
-            os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _bandwidth(path: Path) -> float:
-    """Bytes per second of a cold file, read from its beginning to its end."""
-    _drop([path])
-    began, size = time.perf_counter(), 0
-    with path.open("rb", buffering=0) as file:
-        while part := file.read(READ):
-            size += len(part)
-    return size / (time.perf_counter() - began)
+        return timed(program(command, *words, *self._model), self._environment)

@@ -6,12 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import command_parser
+from ..arguments import command_parser, names
 from ..config import SessionConfig
 from ..errors import UsageError
-from ..measurement import Measurement, common_options, run_one_of
-from ..shared_options import device_options, model_options
-from .options import AttentionOptions
+from ..measurement import (
+    Measurement,
+    common_options,
+    facts_and_table,
+    output_options,
+    run_one_of,
+)
+from ..shared_options import device_options, model_options, threads_option
+from .options import AttentionOptions, QuantOptions
 from .report import attention_lines
 
 CLOSING = "Attention over a book, wave against dense:  retrolocal eval attention -f book.txt"
@@ -74,6 +80,54 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     )
 
 
+def quant_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "retrolocal eval quant",
+        "retrolocal eval quant [-m MODEL] [-f FILE] [options]",
+        "Reads a text with a model whose weights are quantised, and compares its predictions of "
+        "every next token with those of the model as it comes.",
+    )
+    group = parser.add_argument_group("model and text")
+    model_options(group)
+    group.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="a document of any kind that chat reads; - is stdin (default: a text that comes with "
+        "the program)",
+    )
+    group.add_argument(
+        "--tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens of it to read at most (default: %(default)s)",
+    )
+    device_options(group)
+    parser.set_defaults(quant="int8,int4", dtype="bfloat16")
+    threads_option(group)
+    output_options(parser.add_argument_group("run"))
+    return parser
+
+
+def quant_options(arguments: argparse.Namespace) -> QuantOptions:
+    """Raises UsageError for what makes no sense."""
+    return QuantOptions(
+        model="builtin" if arguments.model is None else arguments.model,
+        file=arguments.file,
+        tokens=arguments.tokens,
+        quants=tuple(dict.fromkeys(names(arguments.quant))),
+        session=SessionConfig(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            vram=arguments.vram,
+            threads=arguments.threads,
+            revision=arguments.revision,
+            offline=arguments.offline,
+        ),
+    )
+
+
 EVALUATIONS = {
     "attention": Measurement(
         summary="wave attention against dense attention, on a model and a text",
@@ -81,5 +135,12 @@ EVALUATIONS = {
         options=attention_options,
         module="retrolocal.evaluate.attention",
         lines=attention_lines,
+    ),
+    "quant": Measurement(
+        summary="predictions with quantised weights against those without",
+        parser=quant_parser,
+        options=quant_options,
+        module="retrolocal.evaluate.quant",
+        lines=facts_and_table,
     ),
 }

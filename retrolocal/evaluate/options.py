@@ -52,3 +52,39 @@ class AttentionOptions:
     @property
     def notes(self) -> list[str]:
         return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantOptions:
+    """`retrolocal eval quant`: predictions with quantised weights against those in bfloat16."""
+
+    model: str
+    """A folder, a Hub id or `builtin`."""
+    file: str | None = None
+    """The text to read; `-` is stdin, None a text that comes with the program."""
+    tokens: int = 512
+    """Tokens of the text to read at most."""
+    quants: tuple[str, ...] = ("int8", "int4")
+    session: SessionConfig = field(default_factory=lambda: SessionConfig(dtype="bfloat16"))
+    """Device, dtype, threads; its `quant` and `cache` are not used."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        if self.tokens < 2:
+            raise UsageError(f"--tokens is {self.tokens:,}; give at least 2")
+        for quant in self.quants:
+            if quant not in ("int8", "int4"):
+                raise UsageError(f"--quant is {quant!r}; give int8, int4 or both (int8,int4)")
+
+    @property
+    def compares(self) -> str:
+        text = "its own description of the library" if self.file is None else self.file
+        return (
+            f"next-token predictions of {self.model} with weights in {' and '.join(self.quants)} "
+            f"with those in {self.session.dtype}, over at most {self.tokens:,} tokens of {text}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return ["kl: Kullback-Leibler divergence from the unquantised model, nats per position"]

@@ -137,7 +137,7 @@ class RecordingSession(Session):
 
     def _answer_recorded(self, context: Context, logits: Tensor) -> None:
         """Writes greedily, never the end of the sequence, and keeps the queries."""
-        ends = torch.tensor(sorted(self._end_ids), dtype=torch.long, device=self.device)
+        ends = torch.tensor(sorted(self._defaults.stop_ids), dtype=torch.long, device=self.device)
 
         def draw(logits: Tensor) -> int:
             return int(logits.index_fill(0, ends, -torch.inf).argmax())

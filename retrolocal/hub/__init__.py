@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..amounts import size
 from .cache import cache_folder, cached, is_offline
-from .download import Download, Received, ask, fetch
+from .download import Download, Received, ask, fetch, fetch_settings
 from .name import HubName, hub_name, local_folder, shadow_note
 from .refusals import offline_error
 
@@ -29,6 +29,7 @@ __all__ = [
     "cache_folder",
     "cached",
     "fetch",
+    "fetch_settings",
     "hub_name",
     "is_offline",
     "local_folder",

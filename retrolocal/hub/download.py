@@ -47,6 +47,7 @@ SETTINGS = (
     "chat_template.jinja",
 )
 SHARD = re.compile(r"model-[\w.-]*\.safetensors", re.ASCII)
+WEIGHTS = ".safetensors"
 SPARE = 1.02
 """Free space asked for, over what is fetched: file systems keep books too."""
 CHUNK_BYTES = 1 << 20
@@ -135,10 +136,9 @@ def fetch(
     _require_room(download)
     wanted = {file.name: file for file in download.missing}
     meter = _Meter(sum(file.bytes for file in wanted.values()), received)
-    weights = sorted(name for name in wanted if name.endswith(".safetensors"))
+    weights = sorted(name for name in wanted if name.endswith(WEIGHTS))
     with said_plainly(download.name), _quiet():
-        for name in [name for name in wanted if name not in weights]:
-            _fetch_file(download, wanted[name], meter)
+        _fetch_settings(download, meter)
         if check is not None:
             check(download.folder)
         for name in _named_by_index(download, weights):
@@ -148,6 +148,19 @@ def fetch(
     if lacking is not None:
         raise DownloadError(f"{download.name} lacks {lacking}; choose another model")
     return download.folder
+
+
+def fetch_settings(download: Download) -> Path:
+    """The folder of the model with everything but its weights: enough to plan. As `fetch`."""
+    with said_plainly(download.name), _quiet():
+        _fetch_settings(download, _Meter(0, None))
+    return download.folder
+
+
+def _fetch_settings(download: Download, meter: _Meter) -> None:
+    for file in download.missing:
+        if not file.name.endswith(WEIGHTS):
+            _fetch_file(download, file, meter)
 
 
 def _needed(name: HubName, tree: list[HubFile]) -> Iterator[HubFile]:

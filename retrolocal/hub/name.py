@@ -39,7 +39,7 @@ def local_folder(name: str) -> Path | None:
         raise ModelError(f"{name[:80]!r} cannot be opened ({reason}); check the path") from problem
     if is_folder:
         advice = "give the folder of a model"
-        if _HUB_ID.fullmatch(name):
+        if _means_hub(name):
             advice += f", or {name}@main for the model on the Hub"
         return _checked(folder, advice)
     if exists:
@@ -56,6 +56,10 @@ def hub_name(name: str, revision: str | None = None) -> HubName:
 
     Raises ModelError for what cannot be one and UsageError for two revisions.
     """
+    if name == BUILTIN:
+        raise ModelError(
+            "builtin is part of the program: there is nothing to fetch and nothing to remove"
+        )
     model, at, tagged = name.partition("@")
     if not _HUB_ID.fullmatch(model) or (at and not tagged):
         raise ModelError(f"{name!r} is neither a folder nor a Hub id; write org/name[@revision]")
@@ -69,9 +73,14 @@ def hub_name(name: str, revision: str | None = None) -> HubName:
 
 def shadow_note(name: str) -> str | None:
     """A line for a name that could have meant a model on the Hub and means a folder."""
-    if not _HUB_ID.fullmatch(name) or not Path(name).is_dir():
+    if not _means_hub(name) or not Path(name).is_dir():
         return None
     return f"{name} is a folder here and is used; {name}@main is the model on the Hub"
+
+
+def _means_hub(name: str) -> bool:
+    """Whether a name could be one on the Hub as well as a folder's: not `./model`."""
+    return _HUB_ID.fullmatch(name) is not None and not name.startswith(".")
 
 
 def _checked(folder: Path, advice: str) -> Path:

@@ -97,8 +97,8 @@ def _arguments(name: str, command: Command, words: list[str]) -> argparse.Namesp
 
 
 def _list(library: Library, arguments: argparse.Namespace) -> Facts:
-    catalogue = library.catalogue()
-    entries = [_entry(library, manifest) for manifest in catalogue.current]
+    catalogue, written = library.catalogue(), library.written_now()
+    entries = [_entry(library, manifest, written) for manifest in catalogue.current]
     entries.sort(key=lambda entry: (-entry["last_used"], entry["key"]))
     return {
         "path": str(library.path),
@@ -116,7 +116,7 @@ def _list_lines(facts: Facts) -> list[str]:
         (
             entry["name"],
             entry["kind"],
-            "complete" if entry["state"] == "complete" else "unfinished",
+            _STATES[entry["state"]],
             f"{entry['tokens']:,}",
             size_text(entry["bytes"]),
             _moment(entry["last_used"]),
@@ -140,7 +140,7 @@ def _show(library: Library, arguments: argparse.Namespace) -> Facts:
         for document in manifest.documents
     ]
     return {
-        **_entry(library, manifest),
+        **_entry(library, manifest, library.written_now()),
         "identity": manifest.identity.facts(),
         "facts": manifest.facts,
         "documents": documents,
@@ -218,12 +218,18 @@ def _path(library: Library, arguments: argparse.Namespace) -> Facts:
     return {"path": str(library.path)}
 
 
-def _entry(library: Library, manifest: Manifest) -> Facts:
+_STATES = {"complete": "complete", "running": "being read", "unfinished": "unfinished"}
+"""What `list` calls the state of an entry: unfinished, it is continued by reading it again."""
+
+
+def _entry(library: Library, manifest: Manifest, written: str | None) -> Facts:
+    """`written` is the key of the entry that some process is writing."""
+    unfinished = manifest.state == "running" and manifest.key != written
     return {
         "name": manifest.name,
         "key": manifest.key,
         "kind": manifest.kind,
-        "state": manifest.state,
+        "state": "unfinished" if unfinished else manifest.state,
         "tokens": manifest.tokens,
         "segments": len(manifest.segments),
         "documents": len(manifest.documents),

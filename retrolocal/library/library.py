@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import DamagedError, IdentityError, LibraryError, UsageError
 from ..paths import library_dir
@@ -29,13 +30,15 @@ from .documents import DocumentText, store_document, text_of
 from .entry import Entry
 from .filesystem import DiskFileSystem, FileSystem
 from .identity import Difference, Identity, TokenIds, differences, root_key
-from .locks import Lock, lock_opening, lock_writer, try_lock
+from .locks import Lock, lock_opening, lock_writer, try_lock, written_now
 from .manifest import MAX_DOCUMENTS, Kind, Manifest, checked_name, name_like
 from .place import check_place, make_place
 from .reading import reading
 from .room import require_space, saving
 from .verification import Verified, sum_of, verify_entry
 from .writer import Writer
+
+AnyLock = TypeVar("AnyLock", bound=Lock)
 
 
 class Library:
@@ -198,6 +201,8 @@ class Library:
                 segments=() if prefix is None else tuple(s.file for s in prefix.segments),
             )
             catalogue = self.catalogue().all_readable()
+            with saving(self._fs, name):
+                lock.writes(manifest.key)
             writer = Writer(self._fs, lock, manifest, catalogue)
             writer.begin()
         except BaseException:
@@ -242,6 +247,11 @@ class Library:
         """When an entry was written or last opened, in seconds since 1970."""
         return used_at(self._fs, manifest)
 
+    def written_now(self) -> str | None:
+        """Key of the entry that some process is writing, if there is one; raises LibraryError."""
+        with reading(str(self.path)):
+            return written_now(self.path)
+
     def _of_files(self, files: Sequence[FileId]) -> list[Manifest]:
         return [
             manifest
@@ -282,7 +292,7 @@ class Library:
         ):
             yield
 
-    def _locked(self, lock: Callable[[], Lock]) -> Lock:
+    def _locked(self, lock: Callable[[], AnyLock]) -> AnyLock:
         try:
             return lock()
         except OSError as error:

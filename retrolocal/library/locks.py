@@ -7,6 +7,7 @@ folder of texts, which `gc` respects.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -36,20 +37,62 @@ class Lock(Closing):
             self._file = None
 
 
-def lock_writer(root: Path) -> Lock:
+class WriterLock(Lock):
+    """That of the only writer; its file says who that is and which entry is written."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__(file)
+        self._say(f"{os.getpid()}\n")
+
+    def writes(self, key: str) -> None:
+        """The entry with this key is written from now on."""
+        self._say(f"{os.getpid()} {key}\n")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._say("")
+        super().close()
+
+    def _say(self, line: str) -> None:
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, line.encode("ascii"), 0)
+
+
+def lock_writer(root: Path) -> WriterLock:
     """The only writer's lock; raises LockedError when another process holds it."""
     file = os.open(
         root / WRITER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
     )
     if not try_lock(file, shared=False):
-        owner = os.pread(file, 20, 0).decode("ascii", "replace").strip()
+        owner = (_said(file) or ["unknown"])[0]
         os.close(file)
         raise LockedError(
-            f"another ingest is running (pid {owner or 'unknown'}) in {root}; wait until it is done"
+            f"another ingest is running (pid {owner}) in {root}; wait until it is done"
         )
-    os.ftruncate(file, 0)
-    os.pwrite(file, b"%d\n" % os.getpid(), 0)
-    return Lock(file)
+    return WriterLock(file)
+
+
+def written_now(root: Path) -> str | None:
+    """Key of the entry that a process is writing; None when none is. Raises OSError, LibraryError.
+
+    The lock is asked for only where the file names an entry, so that nobody who wants to write
+    finds it held by us.
+    """
+    try:
+        file = os.open(root / WRITER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        _, *keys = _said(file) or [""]
+        return keys[0] if keys and not try_lock(file, shared=True) else None
+    finally:
+        os.close(file)
+
+
+def _said(file: int) -> list[str]:
+    """The process that writes, and the entry, as far as the file of the lock says so."""
+    return os.pread(file, 64, 0).decode("ascii", "replace").split()
 
 
 def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) -> Lock:

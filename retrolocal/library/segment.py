@@ -47,6 +47,8 @@ class Segment(Closing):
         self._mapping: mmap.mmap | None = mapping
         self._data_start = file.bytes - header.data_bytes
         self._checked = bytearray(header.chunk_count)
+        self.damaged = False
+        """Whether a check found something that is not as it was written."""
         self._specs = {spec.name: spec for spec in header.tensors}
         self._label = label
 
@@ -131,6 +133,7 @@ class Segment(Closing):
             checksum = xxhash.xxh3_128_hexdigest(part)
             part.release()
         if checksum != self._header.chunk_checksum(chunk):
+            self.damaged = True
             raise damaged_chunk(self._label, self._data_start + begin, self._data_start + end)
         self._checked[chunk] = 1
 

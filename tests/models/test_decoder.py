@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -19,6 +21,11 @@ def config(write_config: Any) -> ModelConfig:
 
 @pytest.fixture
 def decoder(config: ModelConfig) -> Decoder:
+    return drawn(config)
+
+
+def drawn(config: ModelConfig) -> Decoder:
+    """With random weights."""
     torch.manual_seed(0)
     decoder = Decoder(config)
     for parameter in decoder.parameters():
@@ -106,9 +113,7 @@ def test_positions_are_not_looked_at_where_nothing_turns(write_config: Any) -> N
         no_rope_layers=[0, 0],
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    config = read_config(folder)
-    decoder = Decoder(config)
+    decoder = drawn(read_config(folder))
     first, second = [Spy(), Spy()], [Spy(), Spy()]
     decoder(IDS, torch.arange(6), first, 6)
     decoder(IDS, torch.arange(6) + 1000, second, 6)
@@ -120,3 +125,16 @@ def test_wrong_calls_are_caught(decoder: Decoder, config: ModelConfig, make_cach
         decoder(IDS, torch.arange(6), make_caches(config), 7)
     with pytest.raises(AssertionError):
         decoder(IDS, torch.arange(6), make_caches(config)[:2], 1)
+
+
+def test_a_decoder_without_weights_loads_no_compiler() -> None:
+    """Every start makes one, to know the shapes."""
+    code = (
+        "import sys, torch; "
+        "from retrolocal.hub import resolve_model; from retrolocal.models import read_config; "
+        "from retrolocal.models.decoder import Decoder\n"
+        "with torch.device('meta'): Decoder(read_config(resolve_model('builtin')))\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

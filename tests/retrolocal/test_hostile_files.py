@@ -18,7 +18,7 @@ import pytest
 
 from retrolocal.chat import ChatTemplate, Message, generation_defaults
 from retrolocal.config import WaveConfig
-from retrolocal.errors import RetrolocalError
+from retrolocal.errors import RetrolocalError, TokenizerError
 from retrolocal.hub.cache import missing_file
 from retrolocal.memory import estimate
 from retrolocal.models.checkpoint import read_checkpoint
@@ -172,6 +172,16 @@ def test_a_hundred_changes(kind: str, tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_thousand_changes(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     assert run(kind, 25_000, tiny_model, tmp_path, seed=1) > 0
+
+
+def test_what_a_parser_quotes_is_no_command_to_the_terminal(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"version": "1\n\r\x1b[2J\x9b"}))
+    with pytest.raises(TokenizerError, match=r"version '1 \\x1b\[2J\\x9b'"):
+        Tokenizer.open(tmp_path)
 
 
 SHARDED = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}

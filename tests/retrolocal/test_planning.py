@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fake_hub import FakeHub, own_cache, point_at, serving
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
 from retrolocal import load, machine, memory
@@ -22,6 +26,7 @@ from retrolocal.memory import Limit
 from retrolocal.models.config import parse_config, read_config
 from retrolocal.models.json_reader import JsonReader
 from retrolocal.planning import FALLBACKS, Planner, needs
+from retrolocal.recommended import RECOMMENDED
 
 GIB = 1 << 30
 RATES = Machine(
@@ -160,6 +165,137 @@ def test_the_command_answers_for_a_length_and_for_a_file(
 )
 def test_exit_codes(words: list[str], code: int, tiny_model: Path) -> None:
     assert main(["plan", "-m", str(tiny_model), *words]) == code
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Iterator[FakeHub]:
+    own_cache(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with serving() as fake:
+        point_at(fake.url, monkeypatch)
+        fake.files.clear()
+        fake.files.update({path.name: path.read_bytes() for path in tiny_model.iterdir()})
+        yield fake
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.usefixtures("rates")
+def test_a_plan_fetches_no_weights(hub: FakeHub, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a few words " * 50)
+    for words in (["--tokens", "3000"], ["-f", "a.txt"]):
+        assert main(["plan", "-m", "org/model", *words, "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        assert planned["fits"]
+        assert planned["weights"] > 0
+    assert hub.asked("config.json")
+    assert not hub.asked("safetensors")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert main(["pull", "org/model", "-q"]) == 0
+    assert main(["plan", "-m", "org/model", "-f", "a.txt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"] == planned["weights"]
+
+
+@pytest.mark.usefixtures("rates")
+def test_a_plan_of_sharded_weights_fetches_none(
+    hub: FakeHub, capsys: Captured, tmp_path: Path
+) -> None:
+    weights = hub.files.pop("model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    names = {name: shard for name in load_bytes(weights)}
+    hub.files[shard] = weights
+    index = json.dumps({"weight_map": names})
+    hub.files["model.safetensors.index.json"] = index.encode()
+    for _ in range(2):
+        assert main(["plan", "-m", "org/model", "--tokens", "9", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fits"]
+    assert not hub.asked(shard)
+    assert not hub.asked(shard, "HEAD")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("command", ["chat", "ingest"])
+def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
+    command: str,
+    hub: FakeHub,
+    capsys: Captured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("abc " * 750)
+    given = ["-f", str(file), "-p", "x", "--no-store"] if command == "chat" else [str(file)]
+    words = [command, *given, "-m", "org/model", "--cache", "dense", "-q"]
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert re.match(r"retrolocal: not downloaded: org/model with 3,\d\d\d tokens", said)
+    assert "GiB are free: " in said
+    assert said.count("\n") == 1
+    monkeypatch.undo()
+    own_cache(tmp_path, monkeypatch)
+    point_at(hub.url, monkeypatch)
+    config = json.loads(hub.files["config.json"]) | {"max_position_embeddings": 512}
+    hub.files["config.json"] = json.dumps(config).encode()
+    assert main(words) == 1
+    assert "org/model has positions for 512" in capsys.readouterr().err
+    assert not hub.asked("safetensors")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_without_a_model_it_shows_those_worth_trying(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_cache(tmp_path, monkeypatch)
+    assert main(["plan", "--device", "cpu", "--ram", "16G", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["default"] == "builtin"
+    assert told["memory_bytes"] == 16 << 30
+    fits = {one["model"]: one["fits"] for one in told["models"]}
+    assert fits["Qwen/Qwen2.5-0.5B-Instruct"]
+    assert not fits["Qwen/Qwen2.5-7B-Instruct-1M"]
+    assert not any(one["here"] for one in told["models"])
+    assert main(["plan", "--vram", "24G", "--json"]) == 0
+    fits = {one["model"]: one["fits"] for one in json.loads(capsys.readouterr().out)["models"]}
+    assert fits["Qwen/Qwen2.5-7B-Instruct-1M"]
+    assert not fits["Qwen/Qwen2.5-14B-Instruct-1M"]
+    assert main(["plan"]) == 0
+    text = capsys.readouterr().out
+    for one in RECOMMENDED:
+        assert one.model in text
+    assert "No model was chosen: using the built-in one" in text
+
+
+def test_a_usual_model_does_not_hide_the_table(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_cache(tmp_path, monkeypatch)
+    monkeypatch.setenv("RETROLOCAL_MODEL", "org/model")
+    assert main(["plan"]) == 0
+    assert RECOMMENDED[0].model in capsys.readouterr().out
+    assert main(["plan", "-m", "builtin"]) == 2
+    assert "builtin needs a text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--vram", "24Q"], "argument --vram: invalid size (such as 4G or 512M) value: '24Q'"),
+        (["--vram", "0"], "--vram is 0; give a size above 0, such as 24G"),
+    ],
+)
+def test_sizes_are_refused_in_the_users_words(
+    words: list[str], said: str, capsys: Captured
+) -> None:
+    assert main(["plan", "-m", "builtin", "--tokens", "5", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("rates")
+def test_what_fits_nowhere_is_not_in_nowhere(tiny_model: Path, capsys: Captured) -> None:
+    assert main(["plan", "-m", str(tiny_model), "--tokens", "500", "--ram", "10M"]) == 1
+    assert "nowhere" not in capsys.readouterr().out
 
 
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,38 @@ def test_a_large_entry_is_checked_when_it_is_touched(
         assert remarks == []
         with pytest.raises(DamagedError, match=f"{path.name} is damaged between byte") as found:
             ask(session, document)
-    assert "\n" not in str(found.value)
+        assert "\n" not in str(found.value)
+        # Asked again it is read again, from where it is damaged.
+        again = ask(session, document)
+    [remark] = remarks
+    assert path.name in remark
+    with Session.open("builtin", everything, documents=[document]) as plain:
+        fresh = ask(plain, document)
+    assert again.text == fresh.text
+    assert again.prefill_tokens == fresh.prefill_tokens - (20 + 256)
+    assert library.verify("book.txt", deep=True).problems == ()
+
+
+def test_reading_ahead_again_mends_a_large_entry(
+    library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat would find the damage when it touches it; `ingest` reads every byte."""
+    for module in (tensor_file, segment):
+        monkeypatch.setattr(module, "CHUNK", 4096)
+    answers(document, library)
+    kept_files = files(library)
+    monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
+    path = blocks_of(library, 1)
+    assert files(library) != kept_files
+    remarks: list[str] = []
+    keeping = Keeping(library=library, required=True, checked=True, tell=remarks.append)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+        assert not session.documents_kept
+        *_, last = session.read_documents()
+    assert last.done == last.total
+    assert any(path.name in line for line in remarks)
+    assert files(library) == kept_files
+    assert library.verify("book.txt", deep=True).problems == ()
 
 
 @pytest.fixture

@@ -75,6 +75,15 @@ def test_rows_of_a_checkpoint(tiny_model: Path, capsys: pytest.CaptureFixture[st
     assert "filling wave caches with 1,500 tokens" in captured.err
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_quantised_weights_are_timed(quant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"-m builtin --quant {quant} -n 2 -r 1 --cache dense --weights random --json"
+    assert main(["bench", "decode", *words.split()]) == 0
+    row = json.loads(capsys.readouterr().out)["results"][0]
+    assert row["mean_tps"] > 0
+    assert row["size_bytes"] < 1.3 * row["params"]
+
+
 def test_the_table(architecture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"-m {architecture}/config.json --weights random -n 2 -d 30 -r 1"
     assert main(["bench", "decode", *words.split()]) == 0

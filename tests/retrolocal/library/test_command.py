@@ -62,11 +62,32 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
         *("created", "last_used"),
     ]
     assert (entries["plays"]["kind"], entries["plays"]["tokens"]) == ("corpus", 167)
-    assert (entries["late.txt"]["state"], entries["late.txt"]["tokens"]) == ("running", 200)
+    assert (entries["late.txt"]["state"], entries["late.txt"]["tokens"]) == ("unfinished", 200)
     lines = text(capsys, "list")
     names = [name.strip() for name in lines[0].strip("|").split("|")]
     assert names == ["name", "kind", "state", "tokens", "size", "last used", "key"]
     assert any("plays" in line and "167" in line and "KiB" in line for line in lines)
+
+
+def test_an_entry_is_running_only_while_it_is_written(
+    shelf: Library, sample: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def states() -> tuple[str, bool]:
+        found = {entry["name"]: entry["state"] for entry in answer(capsys, "list")["entries"]}
+        assert found["book.txt"] == found["plays"] == "complete"
+        assert answer(capsys, "show", "late.txt")["state"] == found["late.txt"]
+        return found["late.txt"], any("being read" in line for line in text(capsys, "list"))
+
+    book = sample.Book(name="late.txt", segments=6)
+    assert states() == ("unfinished", False)
+    with shelf.longest_prefix(sample.IDENTITY, book.ids) as known:
+        writing = shelf.write(sample.IDENTITY, book.texts, prefix=known)
+    with writing:
+        assert states() == ("running", True)
+    assert states() == ("unfinished", False)
+    # What a killed process leaves in the file.
+    (shelf.path / "writer").write_text(f"1 {writing.key}\n", "ascii")
+    assert states() == ("unfinished", False)
 
 
 def test_an_empty_library_says_how_to_fill_it(capsys: pytest.CaptureFixture[str]) -> None:
