@@ -52,7 +52,8 @@ from .wave_words_numba import (
     S_GROUPS_BEFORE,
     S_TOKENS,
     SCALED,
-    SEEN,
+    SEEN_SUMS,
+    SEEN_VALUES,
     SEGMENT,
     SEGMENTS,
     SIZE,
@@ -260,7 +261,7 @@ def _attend_exactly(w, kind, stored, task):
     places, clusters, zones = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, ZONE)[h]
     candidates = i8(w, FOUND)[h, 1]
     q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
-    threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, i8(w, TOKENS)[0, h]))
+    threshold = np.float32(f8(w, RULES)[0, SEEN_VALUES] / max(1, i8(w, TOKENS)[0, h]))
     top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]
@@ -359,7 +360,7 @@ def attend(w, kind, stored, task):
     table, found, one = i8(w, TABLE), i8(w, FOUND)[h], np.float32(1.0)
     places, clusters = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h]
     sizes, zones, z = i4(w, SIZE)[h], i4(w, ZONE)[h], f4(w, Z)[h]
-    threshold = np.float32(f8(w, RULES)[0, SEEN] / max(1, found[3]))
+    threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, found[3]))
     top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
     rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
     total = f4(w, PART_SUM)[task * count : (task + 1) * count]

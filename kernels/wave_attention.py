@@ -30,8 +30,10 @@ from .compiled import compiled
 from .gather import Fetch, cluster_rows
 from .segment import Segment, SegmentTable
 
-NEGLIGIBLE = 1e-3
-"""Value sums of clusters that weigh less than this over the number of clusters are not read."""
+NEGLIGIBLE_SUMS = 1e-2
+"""Value sums of clusters that weigh less than this over the number of clusters are not read ..."""
+NEGLIGIBLE_VALUES = 1e-3
+"""... nor need values of retrieved tokens that weigh less than this over their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +294,7 @@ def _head(
     read += (len(coarse.sizes) * two_level + len(near.sizes)) * _row_bytes(segments[0])
     for zone in (near.part(rest), apart):
         weights = torch.exp(zone.log_mass - z)
-        seen = (weights > NEGLIGIBLE / max(1, len(fine.sizes))).any(0)
+        seen = (weights > NEGLIGIBLE_SUMS / max(1, len(fine.sizes))).any(0)
         out = out + (weights * seen / zone.sizes.clamp(min=1)) @ zone.values
         total = total + weights.sum(1, keepdim=True)
         read += int(seen.sum()) * segments[0].fine.value_sums[0, 0].nbytes

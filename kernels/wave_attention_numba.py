@@ -22,7 +22,7 @@ from .jit_numba import add_at, jit
 from .segment import SegmentTable, Totals
 from .team import together
 from .wave_attend_numba import attend, attend_steady, merge_parts
-from .wave_attention import BUCKETS, NEGLIGIBLE, Selection, StepAnswer
+from .wave_attention import BUCKETS, NEGLIGIBLE_SUMS, NEGLIGIBLE_VALUES, Selection, StepAnswer
 from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
     BLOCK,
@@ -216,7 +216,7 @@ class _Work:
         self.words = np.zeros(WORDS, np.int64)
         self.clusters = self.longest = 0
         """What there is room for."""
-        self.rules_known: tuple[Selection, float, float] | None = None
+        self.rules_known: tuple[Selection, float, float, float] | None = None
         self.answer: tuple[Tensor, ...] = ()
         """The arrays that a step's answer is read from."""
         self._held: dict[int, NDArray[Any]] = {}
@@ -229,7 +229,7 @@ class _Work:
 
     def rule(self, selection: Selection, scale: float) -> None:
         """Lets RULES say what to read; nothing is done when they say it already."""
-        rule = (selection, scale, NEGLIGIBLE)
+        rule = (selection, scale, NEGLIGIBLE_SUMS, NEGLIGIBLE_VALUES)
         if rule == self.rules_known:
             return
         self.rules_known = rule
@@ -241,11 +241,12 @@ class _Work:
             selection.clusters,
             selection.epsilon,
             selection.estimated,
-            NEGLIGIBLE,
+            NEGLIGIBLE_SUMS,
             selection.least_groups,
             min(selection.most, 1 << 62),
             scale,
             selection.sharp_descend,
+            NEGLIGIBLE_VALUES,
         )
 
     def __getitem__(self, name: int) -> NDArray[Any]:
@@ -342,7 +343,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (Q_TURNED, np.float32, heads, dim),
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
-        (RULES, np.float64, 1, 12),
+        (RULES, np.float64, 1, 13),
         (FOUND, np.int64, kv_heads, 7),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),

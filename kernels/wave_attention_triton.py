@@ -25,7 +25,7 @@ from .gather import Fetch
 from .parts_triton import ELEMENT_TYPES, padded_group, wide
 from .segment import Segment, SegmentTable, SlotMap, nbytes
 from .wave_attend_triton import estimate_kernel, exact_kernel, merge_kernel, steady_kernel
-from .wave_attention import BUCKETS, NEGLIGIBLE, Selection, StepAnswer
+from .wave_attention import BUCKETS, NEGLIGIBLE_SUMS, Selection, StepAnswer
 from .wave_score_triton import first_kernel, near_kernel, rank_groups_kernel, rank_near_kernel
 from .wave_select_triton import descend_kernel, retrieve_kernel
 
@@ -166,7 +166,7 @@ class Scratch:
         selection: Selection,
         *,
         scale: float,
-        negligible: float = NEGLIGIBLE,
+        negligible: float = NEGLIGIBLE_SUMS,
     ) -> StepAnswer:
         """One step of q [Hq, D]; `steady` are K and V [Hkv, n, D] of which count[0] are held."""
         if self._shares_of != selection:

@@ -99,8 +99,9 @@ LSE = np.int64(139)  # float32 [1, Hq]: log of the whole mass
 WORDS = 142
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
-SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN = np.arange(4, 8)
+SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
 LEAST_GROUPS, MOST, SCALE, SHARP_DESCEND = np.arange(8, 12)
+SEEN_VALUES = np.int64(12)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
 STARTS, OFFSETS, MEAN, BLOCKS = np.arange(8, 12)

@@ -6,15 +6,11 @@ the user's cache directory per processor or GPU, threads and PyTorch.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,9 +23,11 @@ from .kernels.linear import linear
 from .kernels.quantised import Bits, quantise
 from .models.config import read_config
 from .models.weights import load_decoder
-from .paths import builtin_model, cache_dir
+from .paths import builtin_model
+from .remembered import remember, remembered
 from .wave.clustering import cluster_segment
 
+FILE = "machine.json"
 REPEATS = 5
 ROWS, COLUMNS = 16_384, 2_048
 """Of the matrix that is multiplied: more than a CPU's caches hold."""
@@ -62,12 +60,12 @@ class Machine:
 
 def machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Measured now, or on an earlier day."""
-    file, key = cache_dir() / "machine.json", _key(device, dtype)
-    known = _read(file)
-    if key not in known:
-        known = _read(file) | {key: asdict(_measured(device, dtype))}
-        _write(file, known)
-    return Machine(**known[key])
+    key, names = _key(device, dtype), {field.name for field in fields(Machine)}
+    rates = remembered(FILE, names).get(key, {})
+    if not rates or not all(isinstance(rate, float) and rate > 0 for rate in rates.values()):
+        rates = asdict(_measured(device, dtype))
+        remember(FILE, key, rates)
+    return Machine(**rates)
 
 
 def processor(device: torch.device) -> str:
@@ -141,34 +139,3 @@ def _key(device: torch.device, dtype: torch.dtype) -> str:
             str(dtype),
         )
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What was measured before; nothing when the file is missing or damaged."""
-    try:
-        known = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    names = {field.name for field in fields(Machine)}
-    if not isinstance(known, dict):
-        return {}
-    return {
-        key: rates
-        for key, rates in known.items()
-        if isinstance(rates, dict)
-        and set(rates) == names
-        and all(isinstance(rate, float) and rate > 0 for rate in rates.values())
-    }
-
-
-def _write(file: Path, known: dict[str, Any]) -> None:
-    """Replaces the file at once. Without a writable cache directory the next run measures again."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=file.name, delete=False
-        ) as temporary:
-            json.dump(known, temporary, indent=1)
-        os.replace(temporary.name, file)
-    except OSError:
-        return

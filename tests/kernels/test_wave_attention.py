@@ -17,7 +17,8 @@ from retrolocal.config import WaveConfig
 from retrolocal.kernels.segment import Level, Segment
 from retrolocal.kernels.wave_attention import (
     BUCKETS,
-    NEGLIGIBLE,
+    NEGLIGIBLE_SUMS,
+    NEGLIGIBLE_VALUES,
     Kernel,
     Selection,
     StepAnswer,
@@ -276,7 +277,7 @@ def test_a_budget_of_one_is_dense_attention(
     step = make_step(seed, lengths, heads=heads, dim=dim, gain=gain)
     answer = step.answer(kernel, ALL)
     out, lse = step.dense
-    unread = NEGLIGIBLE * float(step.v.abs().max())
+    unread = NEGLIGIBLE_SUMS * float(step.v.abs().max())
     torch.testing.assert_close(answer.out.double(), out, atol=1e-4 + unread, rtol=0)
     torch.testing.assert_close(answer.lse_exact.double(), lse, atol=1e-4, rtol=0)
     torch.testing.assert_close(answer.mass_exact, torch.ones(heads[0]), atol=1e-6, rtol=0)
@@ -322,7 +323,7 @@ def test_equal_keys_apart_from_others(
     answer = step.answer(kernel, Selection(descend=descend, tokens=tokens, epsilon=1e-6))
     out, lse = step.dense
     torch.testing.assert_close(total_mass(answer), lse, atol=1e-4, rtol=0)
-    torch.testing.assert_close(answer.out.double(), out, atol=2 * NEGLIGIBLE, rtol=0)
+    torch.testing.assert_close(answer.out.double(), out, atol=2 * NEGLIGIBLE_VALUES, rtol=0)
 
 
 @KERNELS
@@ -338,7 +339,7 @@ def test_clusters_of_one_are_attended_without_being_read(
     assert answer.retrieved_tokens.tolist() == [0, 0]
     assert bool((answer.mass_exact < 1).all())
     torch.testing.assert_close(total_mass(answer), lse, atol=1e-4, rtol=0)
-    torch.testing.assert_close(answer.out.double(), out, atol=4 * NEGLIGIBLE, rtol=0)
+    torch.testing.assert_close(answer.out.double(), out, atol=4 * NEGLIGIBLE_SUMS, rtol=0)
 
 
 @KERNELS
@@ -418,7 +419,7 @@ def test_values_count_where_an_estimate_was_far_too_high(
     q[:, 0] = 0
     step = make_step(0, [600], k=k, v=torch.ones_like(k), q=q)
     answer = step.answer(kernel, Selection(descend=descend, tokens=0.4, epsilon=1e-9))
-    torch.testing.assert_close(answer.out, torch.ones(4, 16), atol=2 * NEGLIGIBLE, rtol=0)
+    torch.testing.assert_close(answer.out, torch.ones(4, 16), atol=2 * NEGLIGIBLE_SUMS, rtol=0)
 
 
 @KERNELS

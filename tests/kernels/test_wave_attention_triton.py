@@ -52,7 +52,7 @@ SELECTIONS = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few programs (the interpreter runs one after another), value sums read however light."""
-    monkeypatch.setattr(wave_attention, "NEGLIGIBLE", 0.0)
+    monkeypatch.setattr(wave_attention, "NEGLIGIBLE_SUMS", 0.0)
     monkeypatch.setattr(module, "PARTS", module.Parts(2, 3, 2))
     monkeypatch.setattr(device_table, "LEAST", (2, 64, 64, 64))
     module.forget()

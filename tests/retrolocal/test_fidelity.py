@@ -11,7 +11,7 @@ from torch import Tensor
 from retrolocal.bench.synthetic import AttentionData, structured_data
 from retrolocal.config import WaveConfig
 from retrolocal.fidelity import build_index, compare, exact_attention
-from retrolocal.kernels.wave_attention import NEGLIGIBLE
+from retrolocal.kernels.wave_attention import NEGLIGIBLE_VALUES
 from retrolocal.wave.zones import next_growth
 
 CONFIG = WaveConfig(
@@ -71,7 +71,7 @@ def test_a_budget_of_one_has_no_error() -> None:
     for field in (measured.relative_error, measured.mass_exact, measured.bytes):
         assert field.dtype == torch.float64
     assert float(measured.relative_error.median()) < 1e-5
-    assert float(measured.relative_error.max()) < 2 * NEGLIGIBLE
+    assert float(measured.relative_error.max()) < 2 * NEGLIGIBLE_VALUES
     torch.testing.assert_close(measured.mass_exact, torch.ones(3, 6).double(), atol=1e-5, rtol=0)
     assert float(measured.mass_estimated.abs().max()) < 1e-5
     clustered = index.segments.totals.tokens
@@ -85,7 +85,7 @@ def test_an_error_is_measured() -> None:
     index, (k, v) = build_index(one.k, one.v / 2, config)
     measured = compare(one.q, one.k, one.v, config, index=index, steady=(k, v))
     half = torch.full((3, 6), 0.5).double()
-    torch.testing.assert_close(measured.relative_error, half, atol=2 * NEGLIGIBLE, rtol=0)
+    torch.testing.assert_close(measured.relative_error, half, atol=2 * NEGLIGIBLE_VALUES, rtol=0)
     torch.testing.assert_close(measured.mass_exact, 2 * half, atol=1e-5, rtol=0)
 
 
