@@ -43,10 +43,7 @@ STORES = {
     "int4": torch.bfloat16,
 }
 """What the keys and values come as; the plain ones are stored as they come."""
-QUICK = {
-    *(("int8", "bfloat16"), ("int8", "float32"), ("int8", "int8"), ("int8", "int4")),
-    ("f32", "float32"),
-}
+QUICK = {("int8", "bfloat16"), ("int8", "int8"), ("int8", "int4"), ("f32", "float32")}
 """Every pair of types is compiled on its own, which takes a while: the others are slow."""
 PAIRS = [
     pytest.param(index, store, marks=() if (index, store) in QUICK else pytest.mark.slow)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def test_an_interrupted_pull_keeps_what_is_complete(hub: FakeHub, tmp_path: Path
     )
     while not hub.asked("/cdn/"):
         assert process.poll() is None, process.communicate()
+        time.sleep(0.02)  # which the threads of the server need too
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130, err

@@ -63,6 +63,7 @@ def test_a_chat_opened_while_the_model_is_looked_for_is_the_one_that_goes_on(sta
         asked.emit(Wrote("second"))
         asked.give(an_answer("second"))
         await stage.until(stage.resting)
+        await stage.until(lambda: "second" in stage.text())
         text = stage.text()
         assert text.index("first") < text.index("next") < text.index("second")
 
