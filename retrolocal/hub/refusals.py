@@ -19,10 +19,7 @@ PUBLIC_HUB = "https://huggingface.co"
 
 @contextmanager
 def said_plainly(name: HubName) -> Iterator[None]:
-    """What the Hub's client raises becomes a ModelError that says what to do.
-
-    Ctrl-C stays what it is, also where the client, letting go of a connection, raised over it.
-    """
+    """What the Hub's client raises becomes a ModelError that says what to do."""
     from huggingface_hub import errors
 
     # The base of the HTTP library's errors, whichever library this version of the Hub client uses.
@@ -31,45 +28,14 @@ def said_plainly(name: HubName) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except Exception as error:
-        if _stopped(error):
-            raise KeyboardInterrupt from error
-        plain = _plainly(name, error, http_error)
-        if plain is None:
-            raise
-        raise plain from error
-
-
-def _plainly(name: HubName, error: Exception, http_error: type[Exception]) -> ModelError | None:
-    """The error to raise in place of this one; None for a fault of this program."""
-    from huggingface_hub import errors
-
-    match error:
-        case errors.HFValidationError():
-            return ModelError(f"'{name}' is no Hub id ({reason(error)})")
-        case errors.LocalEntryNotFoundError():
-            return _refused(name, error.__cause__ or error, http_error)
-        case http_error() | OSError() | RuntimeError() | errors.XetDownloadError():
-            return _refused(name, error, http_error)
-        case (
-            ValueError()
-            | KeyError()
-            | TypeError()
-            | AssertionError()
-            | AttributeError()
-            | IndexError()
-        ):
-            return nonsense(name, reason(error))
-    return None
-
-
-def _stopped(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what was being handled when this was raised."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__context__
-    return False
+    except errors.HFValidationError as error:
+        raise ModelError(f"'{name}' is no Hub id ({reason(error)})") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _refused(name, error.__cause__ or error, http_error) from error
+    except (http_error, OSError, RuntimeError, errors.XetDownloadError) as error:
+        raise _refused(name, error, http_error) from error
+    except (ValueError, KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
+        raise nonsense(name, reason(error)) from error
 
 
 def offline_error(name: HubName) -> DownloadError:

@@ -134,7 +134,7 @@ def test_an_interrupted_pull_keeps_what_is_complete(hub: FakeHub, tmp_path: Path
         time.sleep(0.02)  # which the threads of the server need too
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
-    assert process.returncode == 130, err
+    assert process.returncode == 130
     assert err.strip() == "retrolocal: stopped; what is complete is kept: start it again to go on"
     assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "stopped"
     assert not [path for path in home.rglob("*") if "incomplete" in path.name]

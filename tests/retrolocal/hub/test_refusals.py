@@ -12,8 +12,6 @@ from fake_hub import FakeHub, Fault, point_at
 
 from retrolocal.errors import ModelError
 from retrolocal.hub import missing_bytes, resolve_model
-from retrolocal.hub.name import HubName
-from retrolocal.hub.refusals import said_plainly
 
 
 def refused(name: str = "org/model", *, offline: bool = False) -> str:
@@ -161,14 +159,3 @@ def test_offline_opens_no_connection(tmp_path: Path, variable: bool) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "the program is offline" in done.stdout
-
-
-def test_a_stop_stays_a_stop_where_letting_go_fails() -> None:
-    def stopped_while_reading() -> None:
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise ConnectionError("closed while it was read")
-
-    with pytest.raises(KeyboardInterrupt), said_plainly(HubName("org/model")):
-        stopped_while_reading()
