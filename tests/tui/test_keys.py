@@ -557,7 +557,7 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_thousand_random_keys_leave_the_application_alive(state: Path, seed: int) -> None:
     """Twice a thousand keys, with an engine that answers at random moments."""
     chance = random.Random(seed)

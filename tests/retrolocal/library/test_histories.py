@@ -126,7 +126,7 @@ def test_any_history(sample: ModuleType) -> None:
     run_state_machine_as_test(
         lambda: History(sample),
         settings=settings(
-            max_examples=25,
+            max_examples=12,
             stateful_step_count=15,
             deadline=None,
             suppress_health_check=list(HealthCheck),
