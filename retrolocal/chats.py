@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from .errors import DataError
+from .outcome import Source, StopReason
 
 FORMAT = 1
 MAX_BYTES = 64 << 20
@@ -27,23 +28,8 @@ MAX_BYTES = 64 << 20
 TITLE_CHARACTERS = 80
 CACHES_BYTES = 8 << 30
 """That what the caches held of all chats may take together."""
-StopReason = Literal["eos", "stop", "length", "interrupted"]
 CORPUS = "corpus:"
 """Begins what stands for a document of a corpus in place of a path: `corpus:NAME#2`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A passage that an answer was read from."""
-
-    document: str
-    page: int | None
-    start: int
-    end: int
-    """Characters of the document's text."""
-    text: str
-    mass: float
-    """Share of the attention that was attended exactly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ USAGE = """usage: retrolocal COMMAND [options]
 commands:
   chat       ask a model about a document, or talk to it
   ingest     read documents ahead, to ask about them at once later
-  bench      how fast: attention, decode, prefill, buffer, reopen, load
+  bench      how fast: attention, decode, prefill, buffer, reopen, load, all
   eval       how faithful: attention, quant
   library    what has been read: list, show, verify, rm, gc, path
   pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache

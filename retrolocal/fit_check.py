@@ -14,7 +14,7 @@ from .device import choose_device, choose_dtype
 from .errors import ConfigError
 from .head import Head, Heads
 from .ingest.document import Document
-from .memory import require_positions
+from .memory import context_tokens, require_positions
 from .models.config import read_config
 from .models.json_reader import read_json
 from .models.weights import declared_dtype
@@ -29,7 +29,7 @@ def require_fit(
     model = read_config(folder, ctx_size=config.ctx_size)
     head = head_of(folder, documents)
     positions = model.max_positions
-    longest = min(config.ctx_size, positions) if config.ctx_size else positions
+    longest = context_tokens(config.ctx_size, positions, model=name)
     require_positions(len(head.ids) + bool(documents), longest, positions, model=name)
     device = choose_device(config)
     room = Room(

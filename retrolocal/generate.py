@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from .errors import Interrupted, UsageError
+from .outcome import StopReason
 from .relief import Relief
 from .thinking import Thinking
-
-StopReason = Literal["eos", "stop", "length", "interrupted"]
 
 
 class SteppedCache(Protocol):

@@ -301,6 +301,16 @@ def _given_back(group: Path) -> int:
     return int(size) if size.isdecimal() else 0
 
 
+def context_tokens(ctx_size: int, positions: int, *, model: str) -> int:
+    """Tokens that a context of `--ctx-size` (0: all) may have; raises ContextError for too many."""
+    if ctx_size > positions:
+        raise ContextError(
+            f"--ctx-size is {ctx_size:,} and {model} has positions for {positions:,}: "
+            "give at most that many"
+        )
+    return ctx_size or positions
+
+
 def require_positions(tokens: int, limit: int, positions: int, *, model: str) -> None:
     """Raises ContextError for a prompt of more tokens than `limit`, of at most `positions`."""
     if tokens <= limit:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from .config import SamplingConfig
 from .errors import UsageError
-from .generate import Piece, Progress, StopReason
-from .sources import Source
+from .generate import Piece, Progress
+from .outcome import Source, StopReason
 from .statistics import CacheStatistics
 
 

@@ -24,7 +24,7 @@ from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_dtype, open_device
 from .device_graph import stepping
-from .errors import ContextError, UsageError
+from .errors import UsageError
 from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
 from .hub import resolve_model
@@ -32,7 +32,7 @@ from .ingest.document import Document
 from .ingest.extract import read_document
 from .library.closing import Closing
 from .loading import open_decoder
-from .memory import MemoryEstimate, require_positions
+from .memory import MemoryEstimate, context_tokens, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
@@ -112,11 +112,9 @@ class Session(Closing):
         self.name = name
         self.config = config
         self.model_config = read_config(folder, ctx_size=config.ctx_size)
-        if config.ctx_size > self.model_config.max_positions:
-            raise ContextError(
-                f"--ctx-size is {config.ctx_size:,} and {name} has positions for "
-                f"{self.model_config.max_positions:,}: give at most that many"
-            )
+        positions = self.model_config.max_positions
+        self.max_tokens = context_tokens(config.ctx_size, positions, model=name)
+        """That a context may have."""
         self.tokenizer = Tokenizer.open(folder)
         self.device = open_device(config)
         stored = checkpoint_dtype(folder, self.model_config)
@@ -188,11 +186,6 @@ class Session(Closing):
             keeping=keeping,
             notice=notice,
         )
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens that a context may have."""
-        return self.config.ctx_size or self.model_config.max_positions
 
     def sampling(self, **changes: float | None) -> SamplingConfig:
         """The model's own sampling settings, with those given (not None) in their place."""

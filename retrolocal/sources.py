@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from .head import Head
 from .ingest import Document
 from .ingest.document import page_at
 from .ingest.token_map import NO_DOCUMENT, TokenMap
+from .outcome import Source as Source
 
 LAYERS = 8
 """Layers that are asked where they looked."""
@@ -34,20 +34,6 @@ the one whose peak is still this part of the first one's."""
 WIDENED = 400
 """Characters that a passage grows by on either side, at most."""
 _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*\n")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A passage that an answer was read from."""
-
-    document: str
-    page: int | None
-    start: int
-    end: int
-    """Characters of the document's text."""
-    text: str
-    mass: float
-    """Share of the attention, mean over steps, layers and heads."""
 
 
 def read_from(context: Context, head: Head) -> tuple[Source, ...]:

@@ -18,7 +18,7 @@ FOLDERS = {
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement", "remembered", "thinking"}
-    | {"amounts", "pace", "recommended", "report", "relief"}
+    | {"amounts", "pace", "recommended", "report", "relief", "outcome"}
     | {"settings", "settings_command", "template_limits"},
     {"kernels", "token_buffer", "device_ring"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
         "arguments",
         "files",
         "chats",
+        "outcome",
         "shared_options",
         "measurement",
         "thinking",

@@ -27,6 +27,7 @@ from .engine import (
     Measured,
     NeedsDownload,
     Opened,
+    Remarked,
     Turn,
     Wrote,
 )
@@ -53,6 +54,10 @@ class DeskView(Protocol):
     def download_needed(self, download: Download) -> None: ...
     def documents_changed(self, documents: Sequence[DocumentFacts]) -> None: ...
     def measured(self, measured: Measured) -> None: ...
+    def note(self, text: str) -> None:
+        """A remark in the conversation."""
+        ...
+
     def stage_began(self, event: Began) -> None:
         """Of opening the model or reading documents."""
         ...
@@ -359,6 +364,8 @@ class Desk:
             case Measured() as event:
                 self.activity.tokens = event.generated_tokens
                 self._view.measured(event)
+            case Remarked(text):
+                self._view.note(text)
             case Wrote(text):
                 self._written += text
                 self.activity.wrote(now)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ..chats import Source as Source
-from ..chats import StopReason as StopReason
 from ..errors import RetrolocalError
+from ..outcome import Source as Source
+from ..outcome import StopReason as StopReason
 
 Counted = Literal["downloading", "loading", "prefilling"]
 """Stages whose end is known in bytes or tokens."""
@@ -107,7 +107,14 @@ class Measured:
     generated_tokens: int = 0
 
 
-Event = Began | Advanced | Wrote | DocumentsRead | Measured
+@dataclass(frozen=True, slots=True)
+class Remarked:
+    """One line that the user should know: what could not be kept, what there was no room for."""
+
+    text: str
+
+
+Event = Began | Advanced | Wrote | DocumentsRead | Measured | Remarked
 
 
 PREDICT = "max_new_tokens"

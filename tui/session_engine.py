@@ -30,7 +30,7 @@ from .engine import (
     Meter,
     NeedsDownload,
     Opened,
-    Source,
+    Remarked,
     Turn,
     Wrote,
 )
@@ -81,10 +81,13 @@ class SessionEngine:
         self._documents: dict[str, Document] = {}
         self._read = self._to_read = 0
         """Tokens of the documents; 0 before they are counted."""
+        self._control: Control | None = None
+        """Of the call in hand, or of the last one."""
         self._compiles = False
         """Whether the first step through an index will be compiled, which takes a while."""
 
     def open(self, control: Control, *, download: bool) -> Opened:
+        self._control = control
         settings = self._settings
         if settings.corpus is not None and not self._documents:
             self._documents = _corpus(settings.corpus)
@@ -111,6 +114,7 @@ class SessionEngine:
             documents=documents,
             progress=progress,
             keeping=self._keeping(),
+            notice=self._remark,
         )
         session.set_system(settings.system)
         self._session = session
@@ -127,6 +131,7 @@ class SessionEngine:
         )
 
     def read_documents(self, control: Control) -> None:
+        self._control = control
         session = self._opened()
         if not self._documents:
             return
@@ -142,6 +147,7 @@ class SessionEngine:
             self._measure(control, 0)
 
     def set_documents(self, paths: Sequence[str], control: Control) -> None:
+        self._control = control
         session = self._opened()
         before = self._documents
         documents = self._read_files(paths, control)
@@ -158,6 +164,7 @@ class SessionEngine:
         from ..generate import Piece, Progress
         from ..session import Reply
 
+        self._control = control
         session = self._opened()
         written = 0
         measured = time.monotonic()
@@ -290,13 +297,19 @@ class SessionEngine:
 
         return Library() if self._settings.store else None
 
+    def _remark(self, line: str) -> None:
+        if self._control is not None:
+            self._control.emit(Remarked(line))
+
     def _keeping(self) -> Keeping | None:
         from ..shelf import Keeping
 
         library = self._library()
         if library is None:
             return None
-        return Keeping(library=library, corpus=self._settings.corpus, grows=False)
+        return Keeping(
+            library=library, corpus=self._settings.corpus, grows=False, tell=self._remark
+        )
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
         """The documents in this order; those of the conversation are not read again."""
@@ -385,15 +398,5 @@ def _answer(reply: Reply) -> Answer:
         generated_tokens=reply.generated_tokens,
         generate_seconds=reply.generate_seconds,
         tokens_per_second=reply.decode_tokens_per_second,
-        sources=tuple(
-            Source(
-                document=source.document,
-                page=source.page,
-                start=source.start,
-                end=source.end,
-                text=source.text,
-                mass=source.mass,
-            )
-            for source in reply.sources
-        ),
+        sources=reply.sources,
     )

@@ -10,26 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hub import COMMIT, FakeHub, Fault, environment_of, own_cache, point_at, serving
+from fake_hub import COMMIT, FakeHub, Fault, environment_of
 
 from retrolocal.cli import main
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Iterator[FakeHub]:
-    own_cache(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    with serving() as fake:
-        point_at(fake.url, monkeypatch)
-        fake.files.clear()
-        fake.files.update({path.name: path.read_bytes() for path in tiny_model.iterdir()})
-        yield fake
-
 
 Captured = pytest.CaptureFixture[str]
 

@@ -6,14 +6,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_hub import FakeHub, own_cache, point_at, serving
+from fake_hub import FakeHub, own_cache, point_at
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
@@ -167,17 +166,6 @@ def test_exit_codes(words: list[str], code: int, tiny_model: Path) -> None:
     assert main(["plan", "-m", str(tiny_model), *words]) == code
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Iterator[FakeHub]:
-    own_cache(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    with serving() as fake:
-        point_at(fake.url, monkeypatch)
-        fake.files.clear()
-        fake.files.update({path.name: path.read_bytes() for path in tiny_model.iterdir()})
-        yield fake
-
-
 Captured = pytest.CaptureFixture[str]
 
 
@@ -240,6 +228,8 @@ def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
     hub.files["config.json"] = json.dumps(config).encode()
     assert main(words) == 1
     assert "org/model has positions for 512" in capsys.readouterr().err
+    assert main([*words, "-c", "1000"]) == 1
+    assert "--ctx-size is 1,000 and org/model has positions for 512" in capsys.readouterr().err
     assert not hub.asked("safetensors")
     assert not list(tmp_path.rglob("*.safetensors"))
 

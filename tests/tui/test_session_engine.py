@@ -29,6 +29,7 @@ from retrolocal.tui.engine import (
     Event,
     Measured,
     NeedsDownload,
+    Remarked,
     Turn,
     Wrote,
 )
@@ -96,6 +97,22 @@ def test_opening_and_reading_say_what_they_do(settings: EngineSettings, book: Pa
     assert measured.cache is not None
     assert measured.cache.tokens == advanced[-1].total
     assert [meter.name for meter in measured.memory][-1] == "RAM"
+
+
+def test_what_cannot_be_kept_is_remarked(
+    settings: EngineSettings, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = tmp_path / "library"
+    others.mkdir(mode=0o777)
+    others.chmod(0o777)
+    monkeypatch.setenv("RETROLOCAL_LIBRARY", str(others))
+    engine, control = SessionEngine(replace(settings, files=(str(book),))), Listener()
+    engine.open(control, download=False)
+    engine.read_documents(control)
+    [remark] = control.of(Remarked)
+    assert isinstance(remark, Remarked)
+    assert remark.text.startswith("not kept in the library: ")
+    engine.close()
 
 
 def test_an_answer_is_told_piece_by_piece(settings: EngineSettings) -> None:

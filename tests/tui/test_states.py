@@ -19,6 +19,7 @@ from retrolocal.tui.engine import (
     DocumentsRead,
     Download,
     NeedsDownload,
+    Remarked,
     Turn,
     Wrote,
 )
@@ -45,6 +46,19 @@ def test_a_question_typed_while_loading_is_queued_and_sent_once(state: Path) -> 
         assert stage.chat.desk.turns == [Turn("one", "1"), Turn("two", "2")]
         assert stage.engine.calls.empty()
         assert "queued" not in stage.text()
+
+    play(scene, state=state)
+
+
+def test_a_remark_stays_in_the_conversation(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        call = await stage.ask("one")
+        call.emit(Wrote("1"), Remarked("not kept in the library: the disk is full"))
+        await stage.until(lambda: "the disk is full" in stage.text())
+        call.give(an_answer("1"))
+        await stage.until(stage.resting)
+        assert "not kept in the library" in stage.text()
 
     play(scene, state=state)
 
