@@ -61,7 +61,7 @@ class WaveConfig:
     """`budget` None: retrieve until less than this share of the mass is left to estimation ..."""
     floor: int = 64
     """... but at least so many clusters ..."""
-    cap: float = 0.015
+    cap: float = 0.022
     """... and at most this share of the clustered tokens (`least` if that is more) ..."""
     least: int = 1024
     """Tokens that may be retrieved however short the text is ..."""
