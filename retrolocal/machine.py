@@ -1,8 +1,8 @@
 """What this machine does per second, measured once and kept: what estimates of time rest on.
 
-A rate is the best of a few short runs, what a step costs whatever its size the median of more, on
-the threads that PyTorch has; the result is kept in the user's cache directory per processor or GPU,
-threads and PyTorch.
+What a prompt computes is the best of a few short runs, what decode steps take the median of more:
+there are many of them, and not all are undisturbed. On the threads that PyTorch has; the result is
+kept in the user's cache directory per processor or GPU, threads and PyTorch.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
 
     elements = ROWS * COLUMNS
     return Machine(
-        weight_bytes=elements * dtype.itemsize / _seconds(lambda: linear(one, next(weights))),
-        int8_bytes=elements / _seconds(product(8)),
-        int4_bytes=elements / 2 / _seconds(product(4)),
+        weight_bytes=elements * dtype.itemsize / _median(lambda: linear(one, next(weights))),
+        int8_bytes=elements / _median(product(8)),
+        int4_bytes=elements / 2 / _median(product(4)),
         matrix_operations=2 * elements * BATCH / _seconds(lambda: linear(many, weight)),
         attention_operations=4
         * 8
@@ -121,7 +121,7 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
         / _seconds(lambda: full_attention(q, k, k, scale=0.125)),
         attended_bytes=2
         * held.nbytes
-        / _seconds(lambda: full_attention(q[:, :1], held, held, scale=0.125)),
+        / _median(lambda: full_attention(q[:, :1], held, held, scale=0.125)),
         clustered=2048 / _seconds(lambda: cluster_segment(keys, keys, config)),
         layers=1 / layer,
         indexed_layers=1 / indexed,
