@@ -23,6 +23,7 @@ from .settings import apply_settings
 from .shared_options import (
     batch_option,
     device_options,
+    extraction,
     extraction_options,
     model_options,
     prefill_option,
@@ -136,12 +137,23 @@ def _chat(words: list[str]) -> int:
         return 0
     config = session_config(arguments)
     check(arguments)
+    if not arguments.no_store:
+        _announce(arguments)
     with uncollected():
         if wants_application(arguments):
             from .tui.launch import chat
         else:
             from .tui.plain import chat
     return chat(arguments, config, sampling_given(arguments))
+
+
+def _announce(arguments: argparse.Namespace) -> None:
+    """What is kept of the documents is on its way before PyTorch is imported."""
+    if arguments.file or arguments.corpus is not None:
+        from .ahead import announce
+        from .library import Library
+
+        announce(arguments.file, arguments.corpus, extraction(arguments), Library())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """How long a prompt and a token will take, from what they compute and read and measured rates.
 
-Estimates, not promises: what they leave out (Python between operations, first compilations) weighs
-in small models, and in decode steps through the index they count bytes, not cache misses.
+Estimates, not promises: they leave out first compilations, and in decode steps through the index
+they count bytes, not cache misses. What a step costs whatever its size is among the measured rates.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from .models.config import ModelConfig
 from .models.decoder import Decoder
 from .models.quantised import weight_bytes
 
-ATTENDED = 0.6
-"""Rate at which one query's dense attention reads keys and values, over that of a matrix
-(PERFORMANCE.md: 6.0 to 7.2 GB/s where a matrix has 11)."""
-GATHERED = 0.35
-"""Rate at which scattered clusters are read, over that of a matrix."""
+GATHERED = 0.5
+"""Rate at which scattered clusters are read, over that of dense attention (PERFORMANCE.md: 2.3 to 4
+GB/s where dense attention has 6 to 7)."""
 
 
 def prefill_seconds(
@@ -46,8 +44,9 @@ def decode_seconds(
     row = 2 * model.head_dim * dtype.itemsize * model.kv_heads
     dense = sum(row * min(tokens, layer.window or tokens) for layer in model.layers)
     seconds = weights / rates.product_bytes(config.quant) + len(model.layers) / rates.layers
-    if config.cache == "dense":
-        return seconds + dense / (ATTENDED * rates.weight_bytes)
+    if config.cache == "dense" or tokens <= config.wave.growth_tokens:
+        # So short a text has no index.
+        return seconds + dense / rates.attended_bytes
     windows = sum(row * min(tokens, w.window) for w in model.layers if w.window is not None)
     wave = config.wave
     code = CODED.get(wave.store_type)
@@ -58,10 +57,10 @@ def decode_seconds(
     clusters = tokens / wave.cluster_tokens * (1 / wave.group_clusters + wave.descend)
     index = clusters * 2 * model.head_dim * model.kv_heads
     scattered = _indexed(model) * (read * stored + index)
-    attended, gathered = (share * rates.weight_bytes for share in (ATTENDED, GATHERED))
-    through = windows / attended + scattered / gathered
+    through = windows / rates.attended_bytes + scattered / (GATHERED * rates.attended_bytes)
+    through += _indexed(model) / rates.indexed_layers
     if config.cache == "auto":
-        through = min(through, dense / attended)
+        through = min(through, dense / rates.attended_bytes)
     return seconds + through
 
 

@@ -1,12 +1,15 @@
 """What this machine does per second, measured once and kept: what estimates of time rest on.
 
-Each figure is the best of a few short runs, on the threads that PyTorch has; the result is kept in
-the user's cache directory per processor or GPU, threads and PyTorch.
+What a prompt computes is the best of a few short runs, what decode steps take the median of more:
+there are many of them, and not all are undisturbed. On the threads that PyTorch has; the result is
+kept in the user's cache directory per processor or GPU, threads and PyTorch.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -15,8 +18,8 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .cache import DenseCache
-from .config import WaveConfig
+from .caches import layer_caches
+from .config import SessionConfig, WaveConfig
 from .kernels import quantised
 from .kernels.attention import full_attention
 from .kernels.linear import linear
@@ -29,8 +32,14 @@ from .wave.clustering import cluster_segment
 
 FILE = "machine.json"
 REPEATS = 5
-ROWS, COLUMNS = 16_384, 2_048
-"""Of the matrix that is multiplied: more than a CPU's caches hold."""
+STEPS = 25
+ROWS, COLUMNS, MATRICES = 16_384, 2_048, 4
+"""Of the matrices that are multiplied in turn: together more than a CPU's caches hold."""
+ATTENDED = 65_536
+"""Tokens that one query attends to, for the same reason."""
+SHORT = WaveConfig(segment_tokens=1024)
+SHORT_TOKENS = 2_048
+"""A text that costs a step next to nothing but what every step costs."""
 BATCH = 256
 """Rows of a prompt."""
 
@@ -48,10 +57,14 @@ class Machine:
     """Additions and multiplications of a prompt's products."""
     attention_operations: float
     """And of its attention."""
+    attended_bytes: float
+    """Of keys and values that one token attends to, all of them."""
     clustered: float
     """Tokens of one KV head, 64 dimensions."""
     layers: float
     """Of one token's step, when they have next to nothing to compute."""
+    indexed_layers: float
+    """Of one token's attention through a small index."""
 
     def product_bytes(self, quant: str) -> float:
         """Bytes of weights that decode steps get through."""
@@ -82,10 +95,13 @@ def processor(device: torch.device) -> str:
 
 def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
     weight = torch.full((ROWS, COLUMNS), 0.01, dtype=dtype, device=device)
+    weights = itertools.cycle([weight, *(weight.clone() for _ in range(MATRICES - 1))])
     one, many = (torch.ones(rows, COLUMNS, dtype=dtype, device=device) for rows in (1, BATCH))
     q, k = (torch.ones(8, rows, 64, dtype=dtype, device=device) for rows in (BATCH, 4096))
     config = WaveConfig(segment_tokens=2048)
     keys = torch.randn(1, 2048, 64).to(device, dtype)
+    held = torch.ones(2, ATTENDED, 64, dtype=dtype, device=device)
+    layer, indexed = _steps(device, dtype)
 
     def product(bits: Bits) -> Callable[[], object]:
         matrix = quantise(weight, bits).to(dtype)
@@ -93,9 +109,9 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
 
     elements = ROWS * COLUMNS
     return Machine(
-        weight_bytes=elements * dtype.itemsize / _seconds(lambda: linear(one, weight)),
-        int8_bytes=elements / _seconds(product(8)),
-        int4_bytes=elements / 2 / _seconds(product(4)),
+        weight_bytes=elements * dtype.itemsize / _median(lambda: linear(one, next(weights))),
+        int8_bytes=elements / _median(product(8)),
+        int4_bytes=elements / 2 / _median(product(4)),
         matrix_operations=2 * elements * BATCH / _seconds(lambda: linear(many, weight)),
         attention_operations=4
         * 8
@@ -103,31 +119,56 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
         * BATCH
         * 4096
         / _seconds(lambda: full_attention(q, k, k, scale=0.125)),
+        attended_bytes=2
+        * held.nbytes
+        / _median(lambda: full_attention(q[:, :1], held, held, scale=0.125)),
         clustered=2048 / _seconds(lambda: cluster_segment(keys, keys, config)),
-        layers=_layers(device, dtype),
+        layers=1 / layer,
+        indexed_layers=1 / indexed,
     )
 
 
-def _layers(device: torch.device, dtype: torch.dtype) -> float:
-    """With the built-in model, whose matrices are small."""
+def _steps(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds of a layer's step with the built-in model, whose matrices are small, and of what its
+    attention takes where it goes through an index."""
     folder = builtin_model()
     config = read_config(folder)
     decoder = load_decoder(folder, config, dtype=dtype, device=device)
-    caches = [DenseCache() for _ in config.layers]
+    dense = layer_caches(config, SessionConfig(cache="dense"), dtype, device)
     token = torch.zeros(1, dtype=torch.long, device=device)
-    return len(config.layers) / _seconds(lambda: decoder(token, token, caches, 1))
+    # As who draws the next token does.
+    step = _median(lambda: int(decoder(token, token, dense, 1)[0].argmax()))
+    whole = next(n for n, layer in enumerate(config.layers) if layer.window is None)
+    wave = layer_caches(config, SessionConfig(cache="wave", wave=SHORT), dtype, device)[whole]
+    shape = (SHORT_TOKENS, config.head_dim)
+    q, k = (torch.randn(n, *shape).to(device, dtype) for n in (config.heads, config.kv_heads))
+    places = torch.arange(SHORT_TOKENS, device=device)
+    wave.attend(q[:, :0], k, k, places)
+    wave.settle()
+    one, query = k[:, :1], q[:, :1]
+    return step / len(config.layers), _median(lambda: wave.attend(query, one, one, places[:1]))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The least of a few runs, after one that does not count."""
+def _median(work: Callable[[], object]) -> float:
+    """Of the seconds of some runs, after one that does not count."""
+    return statistics.median(_taken(work, STEPS)[1:])
+
+
+def _taken(work: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of one run more than that."""
     taken = []
-    for _ in range(REPEATS + 1):
+    for _ in range(runs + 1):
         began = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return max(min(taken[1:]), 1e-9)
+    return taken
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least of a few runs, after one that does not count."""
+    return max(min(_taken(work, REPEATS)[1:]), 1e-9)
 
 
 def _key(device: torch.device, dtype: torch.dtype) -> str:

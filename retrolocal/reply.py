@@ -59,6 +59,8 @@ class AskOptions:
     """Texts that end the answer; they are not part of it."""
     ignore_eos: bool = False
     """Never draw the end-of-sequence token."""
+    sources: bool = True
+    """Whether the reply says which passages it was read from."""
 
     def __post_init__(self) -> None:
         if "" in self.stop:

@@ -24,6 +24,7 @@ from .context import Context, close
 from .conversation import Conversation, Prompter
 from .device import choose_dtype, open_device
 from .device_graph import stepping
+from .draft import Draft
 from .errors import UsageError
 from .generate import End, Piece, Progress, all_logits, generate_tokens, mark_thinking, stream_text
 from .head import Heads
@@ -40,7 +41,6 @@ from .provenance import identity
 from .relief import Relief
 from .reply import AskOptions, Event, Reply
 from .room import Room, size_in_bytes
-from .sampling import make_sampler
 from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
@@ -112,8 +112,9 @@ class Session(Closing):
         self.name = name
         self.config = config
         self.model_config = read_config(folder, ctx_size=config.ctx_size)
-        positions = self.model_config.max_positions
-        self.max_tokens = context_tokens(config.ctx_size, positions, model=name)
+        self.max_tokens = context_tokens(
+            config.ctx_size, self.model_config.max_positions, model=name
+        )
         """That a context may have."""
         self.tokenizer = Tokenizer.open(folder)
         self.device = open_device(config)
@@ -261,18 +262,20 @@ class Session(Closing):
 
         Raises ContextError, before anything is read, when the prompt does not fit, and Interrupted
         when `stop` was called while the prompt was read; the question then is not part of the
-        conversation. A stopped answer is. Raises DamagedError where a kept text turns out to be
-        damaged: asked again, what is damaged of it is read again.
+        conversation. A stopped answer is. Where a kept text turns out to be damaged, what is
+        damaged of it is read again and the answer goes on.
         """
-        asked = self._conversation.asked(prompt)
+        asked, options = self._conversation.asked(prompt), options or AskOptions()
+        draft = Draft(lambda: self._heads.distrusted(asked.documents), self._begin_again)
         if self._context is not None and (
             self._heads.distrusted(asked.documents)
             or not self._context.leads_to(self._prompter.dialogue(asked))
         ):
             # What it was loaded from is damaged; or it was reopened, and another dialogue goes on.
             self._begin_again()
-        context = self._conversation_context()
-        for event in self._answer(context, asked, options or AskOptions()):
+        for event in draft.events(
+            lambda: self._answer(self._conversation_context(), asked, options, draft)
+        ):
             if isinstance(event, Reply):
                 reply = Message("assistant", event.text)
                 self._conversation = replace(asked, messages=(*asked.messages, reply))
@@ -295,15 +298,18 @@ class Session(Closing):
         options = (options or AskOptions()).changed(max_new_tokens, temperature, self.sampling)
         names = tuple(str(file) for file in files)
         if names != self._files:
-            close(self._file_context)
-            self._files = self._file_context = None
+            self._forget_files()
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)
             self._files = names
         conversation = Conversation(self._file_documents, None, (Message("user", prompt),))
-        if self._file_context is None:
-            self._file_context = self._new_context(conversation)
-        yield from self._answer(self._file_context, conversation, options)
+        draft = Draft(lambda: self._heads.distrusted(conversation.documents), self._forget_files)
+
+        def attempt() -> Iterator[Event]:
+            self._file_context = self._file_context or self._new_context(conversation)
+            return self._answer(self._file_context, conversation, options, draft)
+
+        yield from draft.events(attempt)
 
     def generate(
         self,
@@ -342,8 +348,8 @@ class Session(Closing):
 
     def close(self) -> None:
         """Gives the caches and the weights back; a closed session answers nothing more."""
-        close(self._context, self._file_context)
-        self._context = self._file_context = self._files = None
+        self._begin_again()
+        self._forget_files()
         self._file_documents = ()
         self._heads.forget()
         self._decoder, self._stepping = None, stepping(self.device, self._relief)
@@ -396,7 +402,7 @@ class Session(Closing):
         )
 
     def _answer(
-        self, context: Context, conversation: Conversation, options: AskOptions
+        self, context: Context, conversation: Conversation, options: AskOptions, draft: Draft
     ) -> Iterator[Event]:
         self._stopped = False
         began, read_before = time.monotonic(), context.read_tokens
@@ -410,9 +416,8 @@ class Session(Closing):
         logits = yield from context.read(new_ids, dialogue)
         before_reply, prompt_tokens = context.here(), context.tokens
         prefill_seconds = time.monotonic() - began
-        drawn: list[int] = []
         text, block, begun, end = "", "", self._prompter.begun(dialogue), None
-        events = self._stream(context, logits, new_ids, drawn, options)
+        events = self._stream(context, logits, new_ids, draft, options)
         try:
             for event in mark_thinking(events, begun):
                 if isinstance(event, End):
@@ -426,7 +431,7 @@ class Session(Closing):
                 context.go_back(before_reply)
         assert end is not None, "a stream of text ends with End"
         if end.reason != "stop":
-            context.keep_reply(drawn, text.removeprefix(begun), ended=end.reason == "eos")
+            context.keep_reply(draft.drawn, text.removeprefix(begun), ended=end.reason == "eos")
         yield Reply(
             text=text,
             stop_reason=end.reason,
@@ -436,7 +441,9 @@ class Session(Closing):
             generated_tokens=end.tokens,
             generate_seconds=time.monotonic() - began - prefill_seconds,
             cache=combine(cache.statistics() for cache in context.caches),
-            sources=read_from(context, self._heads.of(conversation.documents)),
+            sources=read_from(context, self._heads.of(conversation.documents))
+            if options.sources
+            else (),
             thinking=block,
         )
 
@@ -445,27 +452,22 @@ class Session(Closing):
         context: Context,
         logits: Tensor,
         prompt_ids: Sequence[int],
-        drawn: list[int],
+        draft: Draft,
         options: AskOptions,
     ) -> Iterator[Piece | End]:
-        """The reply as text; every id drawn is added to `drawn`."""
+        """The reply as text; its ids are those of `draft`."""
         for cache in context.caches:
             cache.reset_statistics()
-        sampler = make_sampler(options.sampling or self.sampling(), prompt_ids)
+        sampler = draft.sampler(options.sampling or self.sampling(), prompt_ids)
         ends = sorted(self._defaults.stop_ids) if options.ignore_eos else []
         blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
-
-        def draw(logits: Tensor) -> int:
-            token = sampler(logits.index_fill(0, blocked, -torch.inf))
-            drawn.append(token)
-            return token
 
         tokens = generate_tokens(
             self._stepping(self._open_decoder()),
             context.caches,
             logits,
             context.tokens,
-            draw=draw,
+            draw=lambda row: draft.draw(lambda: sampler(row.index_fill(0, blocked, -torch.inf))),
             max_new_tokens=options.limit(
                 self._defaults.max_new_tokens, room=self.max_tokens - context.tokens
             ),
@@ -480,8 +482,13 @@ class Session(Closing):
 
     def _begin_again(self) -> None:
         """The conversation's next question has a context of its own."""
-        close(self._context)
-        self._context = None
+        context, self._context = self._context, None
+        close(context)
+
+    def _forget_files(self) -> None:
+        """So has the next one about files."""
+        context, self._file_context, self._files = self._file_context, None, None
+        close(context)
 
     def _require_positions(self, tokens: int) -> None:
         require_positions(tokens, self.max_tokens, self.model_config.max_positions, model=self.name)

@@ -34,10 +34,11 @@ from .library import (
     root_key,
     write_loose,
 )
+from .library.entry import CHECKED_WHOLE
+from .library.reading import AGAIN
 
-CHECKED_WHOLE = 2 << 30
-"""Bytes of an entry up to which its keys and values are checked when it is opened; those of a
-larger one are when they are first touched."""
+MENDING = "from there on the document is read again"
+"""What is done about damage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ class Shelf:
                 yield from context.read_head()
                 return
             for line in known.damage:
-                self._remark(line)
+                self._remark(_mended(line))
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
             left = expected_bytes * (1 - known.tokens / max(1, context.head_tokens))
@@ -190,7 +191,7 @@ class Shelf:
             if entry is not None:
                 _check(entry, whole=self._checked or files in self._distrusted)
         except DamagedError as error:
-            self._remark(str(error))
+            self._remark(_mended(str(error)))
             return None
         except IdentityError:
             raise
@@ -396,6 +397,11 @@ def _check(entry: Entry, *, whole: bool) -> None:
     except DamagedError:
         entry.close()
         raise
+
+
+def _mended(damage: str) -> str:
+    """What is said of damage where nobody has to do anything about it."""
+    return damage.removesuffix(AGAIN) + MENDING if damage.endswith(AGAIN) else damage
 
 
 def _checked_whole(parts: Sequence[Segment]) -> bool:

@@ -23,8 +23,8 @@ LAYERS: list[set[str]] = [
     {"kernels", "token_buffer", "device_ring"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
-    | {"kept", "provenance", "reply", "shelf", "head", "device", "sources", "room"}
-    | {"loading", "machine", "planning", "expected_time"}
+    | {"kept", "provenance", "reply", "draft", "shelf", "head", "device", "sources", "room"}
+    | {"loading", "machine", "planning", "expected_time", "ahead"}
     | {"default_model", "model_commands", "fetching", "device_graph", "fit_check", "choice"},
     {"session"},
     {"bench", "evaluate", "plan", "doctor"},
@@ -51,7 +51,7 @@ WITHOUT_TORCH = {
         "cli",
         "__main__",
     ),
-    *("ingest", "hub", "tokenizer", "chat", "conversation"),
+    *("ingest", "hub", "tokenizer", "chat", "conversation", "ahead"),
 }
 
 

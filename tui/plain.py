@@ -112,6 +112,7 @@ class _Chat:
             sampling=session.sampling(**sampling),
             stop=tuple(arguments.reverse_prompt),
             ignore_eos=arguments.ignore_eos,
+            sources=arguments.json or arguments.sources,
         )
         self._answering = False
         self._stops = 0

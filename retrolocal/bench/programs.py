@@ -18,11 +18,16 @@ class Run:
     """One run that ended well."""
 
     answered: float
-    """Seconds until its first line was there."""
+    """Seconds until its first byte was there."""
     seconds: float
     """Until it had ended."""
-    facts: dict[str, Any]
-    """The last object that it printed."""
+    printed: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The last object that it printed."""
+        found: dict[str, Any] = json.loads(self.printed.splitlines()[-1])
+        return found
 
 
 def program(*words: str) -> list[str]:
@@ -36,7 +41,7 @@ def timed(
     environment: Mapping[str, str],
     watch: Callable[[int], None] = lambda process: None,
 ) -> Run:
-    """Runs `words`, which print JSON; `watch` is given the process's id and returns when it likes.
+    """Runs `words`; `watch` is given the process's id and returns when it likes.
 
     Raises DataError that says what the program said.
     """
@@ -47,18 +52,19 @@ def timed(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-        text=True,
+        # Nothing is taken from the pipe but the first byte.
+        bufsize=0,
     ) as process:
         watch(process.pid)
         assert process.stdout is not None
-        first = process.stdout.readline()
+        first = process.stdout.read(1)
         answered = time.perf_counter() - began
         rest, complaint = process.communicate()
     seconds = time.perf_counter() - began
     if process.returncode:
-        said = (complaint.strip() or "nothing").splitlines()[-1]
+        said = (complaint.decode("utf-8", "replace").strip() or "nothing").splitlines()[-1]
         raise DataError(f"{_shown(words)} ended with {process.returncode}: {said}")
-    return Run(answered, seconds, json.loads((first + rest).splitlines()[-1]))
+    return Run(answered, seconds, (first + rest).decode("utf-8", "replace"))
 
 
 def _shown(words: Sequence[str]) -> str:

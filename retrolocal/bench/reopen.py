@@ -1,8 +1,8 @@
 """`retrolocal bench reopen`: how long until a document that was read before is answered about.
 
-Whole programs are timed, each a process of its own: a chat without a document, one about a document
-that the library has, with its files in the page cache, and one after they were dropped from it. The
-library is made for the run and removed again.
+Whole programs are timed up to the first byte of their answers, each a process of its own: a chat
+without a document, one about a document that the library has, with its files in the page cache, and
+one after they were dropped from it. The library is made for the run and removed again.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -
     kept = [path for path in programs.library.rglob("*") if path.is_file()]
     about = ("chat", "-f", str(options.file), *programs.question)
     alone = ("chat", "--no-store", *programs.question)
-    for words in (alone, about):
-        programs.timed(*words)
+    programs.timed(*alone)
+    facts = programs.timed(*about, "--json").facts
     seconds: dict[str, list[float]] = {"empty": [], "warm": [], "cold": []}
     for number in range(options.repeats):
         progress(f"opening: {number + 1}/{options.repeats}")
-        seconds["empty"].append(programs.timed(*alone).seconds)
+        seconds["empty"].append(programs.timed(*alone).answered)
         warm = programs.timed(*about)
-        seconds["warm"].append(warm.seconds)
+        seconds["warm"].append(warm.answered)
         drop(kept)
-        seconds["cold"].append(programs.timed(*about).seconds)
-    facts = warm.facts
+        seconds["cold"].append(programs.timed(*about).answered)
     if facts["cache"]["kind"] != "wave":
         raise DataError(f"{options.file}: is too short to be clustered; give a longer text")
     largest = max(kept, key=lambda path: path.stat().st_size)
@@ -76,7 +75,7 @@ class _Programs:
 
     def __init__(self, options: ReopenOptions, folder: Path) -> None:
         self.library = folder / "library"
-        self.question = ("-p", options.question, "-n", "1", "--temp", "0", "--json", "-q")
+        self.question = ("-p", options.question, "-n", "1", "--temp", "0", "-q")
         self._model = ("-m", options.model)
         self._environment = {**os.environ, "RETROLOCAL_LIBRARY": str(self.library)}
 

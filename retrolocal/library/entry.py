@@ -19,6 +19,10 @@ from .objects import map_object
 from .reading import reading
 from .segment import Segment, open_segment
 
+CHECKED_WHOLE = 2 << 30
+"""Bytes of an entry up to which its keys and values are checked when it is opened; those of a
+larger one are when they are first touched."""
+
 
 class Entry(Closing):
     """What `Library.open` and `find_file` give; a context manager."""

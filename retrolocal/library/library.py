@@ -120,7 +120,7 @@ class Library:
         with self._opening():
             found = [
                 manifest
-                for manifest in self._of_files(files)
+                for manifest in self.entries_of(files)
                 if manifest.state == "complete" and not differences(manifest.identity, wanted)
             ]
             if not found:
@@ -133,9 +133,18 @@ class Library:
         """For each complete entry of these files, in which fields it is not what is wanted."""
         return tuple(
             differences(manifest.identity, wanted)
-            for manifest in self._of_files(files)
+            for manifest in self.entries_of(files)
             if manifest.state == "complete"
         )
+
+    def entries_of(self, files: Sequence[FileId]) -> list[Manifest]:
+        """The documents of exactly these files in this order, for whatever model."""
+        return [
+            manifest
+            for manifest in self.catalogue().current
+            if manifest.kind == "document"
+            and [FileId(d.digest, d.extractor) for d in manifest.documents] == list(files)
+        ]
 
     def find_text(self, digest: str, extractor: str) -> DocumentText | None:
         """The text of a file that was extracted before, for whatever model; also of an interrupted
@@ -251,14 +260,6 @@ class Library:
         """Key of the entry that some process is writing, if there is one; raises LibraryError."""
         with reading(str(self.path)):
             return written_now(self.path)
-
-    def _of_files(self, files: Sequence[FileId]) -> list[Manifest]:
-        return [
-            manifest
-            for manifest in self.catalogue().current
-            if manifest.kind == "document"
-            and [FileId(d.digest, d.extractor) for d in manifest.documents] == list(files)
-        ]
 
     def _open(self, manifest: Manifest) -> Entry:
         # Read again: a writer may have put another version in its place.

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from retrolocal import load, machine, memory, remembered
 from retrolocal.cli import main
-from retrolocal.config import SessionConfig, WaveConfig
+from retrolocal.config import CacheKind, SessionConfig, WaveConfig
 from retrolocal.errors import MemoryLimitError
+from retrolocal.expected_time import decode_seconds
 from retrolocal.machine import Machine
 from retrolocal.memory import Limit
 from retrolocal.models.config import parse_config, read_config
@@ -34,9 +35,12 @@ RATES = Machine(
     int4_bytes=1.2e10,
     matrix_operations=2e11,
     attention_operations=1e11,
+    attended_bytes=1e10,
     clustered=1e5,
     layers=5e3,
+    indexed_layers=5e3,
 )
+CACHES: tuple[CacheKind, ...] = ("dense", "wave")
 QWEN = {
     "model_type": "qwen2",
     "vocab_size": 152064,
@@ -108,6 +112,25 @@ def test_times_follow_what_is_read_and_computed() -> None:
     dense, quant = planner(99, cache="dense"), planner(99, quant="int4")
     assert one.decode_seconds < dense.plan(100_000).decode_seconds  # type: ignore[operator]
     assert quant.plan(100_000).decode_seconds < one.decode_seconds  # type: ignore[operator]
+
+
+def test_a_step_takes_what_every_step_takes() -> None:
+    """Whatever its size: so much a layer, and so much more where it goes through the index."""
+
+    def seconds(tokens: int, cache: CacheKind, rates: Machine) -> float:
+        return decode_seconds(SHAPE, SessionConfig(cache=cache), torch.bfloat16, tokens, rates)
+
+    slow_layers, slow_index = replace(RATES, layers=1e3), replace(RATES, indexed_layers=1e3)
+    more = len(SHAPE.layers) * (1e-3 - 2e-4)
+    for cache in CACHES:
+        plain = seconds(100_000, cache, RATES)
+        assert seconds(100_000, cache, slow_layers) == pytest.approx(plain + more)
+    dense = seconds(100_000, "dense", RATES)
+    assert seconds(100_000, "dense", slow_index) == dense
+    assert seconds(100_000, "wave", slow_index) == pytest.approx(
+        seconds(100_000, "wave", RATES) + more
+    )
+    assert seconds(500, "wave", slow_index) == seconds(500, "dense", RATES) < dense
 
 
 def test_a_refusal_names_the_plan_that_fits(

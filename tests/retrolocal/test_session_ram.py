@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from retrolocal import kept, load, memory, shelf
+from retrolocal.cli import main
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
-from retrolocal.errors import DamagedError, MemoryLimitError, UsageError
+from retrolocal.errors import MemoryLimitError, UsageError
 from retrolocal.ingest import Document
 from retrolocal.library import Library, segment, tensor_file
 from retrolocal.memory import Placement
@@ -169,18 +170,39 @@ def test_a_large_entry_is_checked_when_it_is_touched(
     with Session.open("builtin", everything, documents=[document], keeping=keeping) as session:
         assert session.documents_kept
         assert remarks == []
-        with pytest.raises(DamagedError, match=f"{path.name} is damaged between byte") as found:
-            ask(session, document)
-        assert "\n" not in str(found.value)
-        # Asked again it is read again, from where it is damaged.
+        # It is read again, from where it is damaged.
         again = ask(session, document)
     [remark] = remarks
-    assert path.name in remark
+    assert f"{path.name} is damaged between byte" in remark
+    assert remark.endswith(f"; {shelf.MENDING}")
     with Session.open("builtin", everything, documents=[document]) as plain:
         fresh = ask(plain, document)
     assert again.text == fresh.text
     assert again.prefill_tokens == fresh.prefill_tokens - (20 + 256)
     assert library.verify("book.txt", deep=True).problems == ()
+
+
+def test_one_question_about_a_damaged_entry_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line: exit 0, the answer of an undamaged entry, and whole files again."""
+    for module in (tensor_file, segment):
+        monkeypatch.setattr(module, "CHUNK", 4096)
+    monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
+    library, book = Library(tmp_path / "library"), tmp_path / "book.txt"
+    monkeypatch.setenv("RETROLOCAL_LIBRARY", str(library.path))
+    book.write_text(" ".join(f"w{number}" for number in range(3000)), encoding="utf-8")
+    words = ["chat", "-f", str(book), "-p", "w300 w301 w302", "-n", "4", "--temp", "0"]
+    words += ["--cache", "wave", "--budget", "1", "-t", "1"]
+    assert main(words) == 0
+    expected, kept_files = capsys.readouterr().out, files(library)
+    path = blocks_of(library, 0)
+    assert main(words) == 0
+    found = capsys.readouterr()
+    assert found.out == expected
+    assert f"{path.name} is damaged between byte" in found.err
+    assert shelf.MENDING in found.err
+    assert files(library) == kept_files
 
 
 def test_reading_ahead_again_mends_a_large_entry(

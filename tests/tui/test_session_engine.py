@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fake_hub import own_cache, point_at, serving
 
+from retrolocal import shelf
 from retrolocal.config import SessionConfig, WaveConfig
 from retrolocal.errors import (
     ContextError,
@@ -18,7 +19,7 @@ from retrolocal.errors import (
     UsageError,
 )
 from retrolocal.ingest import Options
-from retrolocal.library import Library
+from retrolocal.library import Library, segment, tensor_file
 from retrolocal.session import Session
 from retrolocal.shelf import Keeping, document_of
 from retrolocal.tui.engine import (
@@ -113,6 +114,38 @@ def test_what_cannot_be_kept_is_remarked(
     assert isinstance(remark, Remarked)
     assert remark.text.startswith("not kept in the library: ")
     engine.close()
+
+
+def test_damage_is_mended_in_the_middle_of_a_chat(
+    settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is that of an undamaged text, told once, and the screen is told why it took."""
+    for module in (tensor_file, segment):
+        monkeypatch.setattr(module, "CHUNK", 4096)
+    wave = WaveConfig(
+        segment_tokens=256, growth_tokens=64, sink_tokens=4, window_tokens=16, budget=1.0
+    )
+    config = SessionConfig(cache="wave", batch_size=64, wave=wave)
+    settings = replace(settings, config=config, files=(str(book),))
+    engine = opened(settings)
+    engine.read_documents(Listener())
+    expected = engine.ask("How many?", Listener())
+    engine.close()
+    with Library().open("book.txt") as entry:
+        first = entry.segments()[0]
+        name = next(name for name in first.names if name.endswith(".blocks"))
+        path, start, size = first.location(name)
+    content = bytearray(path.read_bytes())
+    content[start + size // 2] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
+    engine, listener = opened(settings), Listener()
+    engine.read_documents(Listener())
+    answer = engine.ask("How many?", listener)
+    engine.close()
+    assert answer.text == expected.text == "".join(wrote.text for wrote in listener.of(Wrote))
+    [remark] = listener.of(Remarked)
+    assert f"{path.name} is damaged" in remark.text
 
 
 def test_an_answer_is_told_piece_by_piece(settings: EngineSettings) -> None:

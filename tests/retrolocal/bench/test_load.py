@@ -26,8 +26,8 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
-def test_a_run_is_timed_to_its_first_line_and_to_its_end() -> None:
-    code = "import time; print('{\"a\": 1}', flush=True); time.sleep(0.3)"
+def test_a_run_is_timed_to_its_first_byte_and_to_its_end() -> None:
+    code = "import time; print('{', end='', flush=True); time.sleep(0.3); print('\"a\": 1}')"
     found = timed([sys.executable, "-c", code], os.environ)
     assert found.facts == {"a": 1}
     assert found.answered + 0.25 < found.seconds
