@@ -18,6 +18,7 @@ from ..config import SessionConfig
 from ..paths import state_dir
 from ..shared_options import extraction
 from .engine import ChatSettings, Engine
+from .leaving import Leaving
 from .session_engine import EngineSettings, SessionEngine
 from .system_text import system_text
 from .terminal import guarded_output
@@ -57,10 +58,11 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
     """Runs the application with an engine; returns the exit code."""
     resource_tracker.ensure_running()
     log = state / "chat.log"
-    with guarded_output(log):
+    leaving = Leaving()
+    with guarded_output(log, lambda: app.hang_up()):
         from .app import ChatApp
 
-        app = ChatApp(engine, settings, state)
+        app = ChatApp(engine, settings, state, insist=leaving.insist)
         app.run(mouse=settings.mouse)
         bridge = app.end_engine()
     if app.left is None:
@@ -74,4 +76,5 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    leaving.done()
     return code
