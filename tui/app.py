@@ -239,8 +239,7 @@ class ChatApp(App[None]):
 
     def _continued(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
         driver = self._driver
-        assert isinstance(driver, LinuxDriver)
-        if driver._must_signal_resume:
+        if isinstance(driver, LinuxDriver) and driver._must_signal_resume:
             # It has given the terminal back before it was stopped.
             driver.resume_application_mode()
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -66,9 +67,11 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         app.run(mouse=settings.mouse)
         bridge = app.end_engine()
     if app.left is None:
-        print(f"retrolocal: the interface failed; {log} has the details", file=sys.stderr)
-    for line in app.last_words:
-        print(f"retrolocal: {line}", file=sys.stderr)
+        app.say_at_the_end(f"the interface failed; {log} has the details")
+    # Nobody is there to be told where the terminal is gone.
+    with suppress(OSError):
+        for line in app.last_words:
+            print(f"retrolocal: {line}", file=sys.stderr)
     code = 1 if app.left is None else app.left
     if bridge is not None and not bridge.join(END_SECONDS):
         # An engine in the middle of a long step would hold the program; all that is kept is
