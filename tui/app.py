@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -111,12 +111,13 @@ class ChatApp(App[None]):
         """Follows the size that the terminal has when it is told that there is another.
 
         Textual reads the size where the signal comes, which may be while it tells the one before:
-        the older one then comes last, and would stay. A size that the terminal tells itself, with
-        its pixels, comes in order.
+        the older one then comes last, and would stay. It believes COLUMNS and LINES, which some
+        shells and libraries export and nobody keeps up to date. A size that the terminal tells
+        itself, with its pixels, comes in order.
         """
-        if not self.is_headless and event.pixel_size is None:
+        if not self.is_headless and event.pixel_size is None and sys.__stdout__ is not None:
             event.prevent_default()
-            size = Size(*shutil.get_terminal_size())
+            size = Size(*os.get_terminal_size(sys.__stdout__.fileno()))
             await super()._on_resize(events.Resize(size, size))
 
     def on_mount(self) -> None:

@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).with_name("on_a_terminal.py")
 class Terminal:
     """The other end of the application's terminal; the application gets no signal from it."""
 
-    def __init__(self, state: Path, *words: str) -> None:
+    def __init__(self, state: Path, *words: str, **environment: str) -> None:
         self.end, theirs = os.openpty()
         self.resize(110, 28)
         self.process = subprocess.Popen(
@@ -35,6 +35,8 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            # Not what libraries of this process have put into the environment behind its back.
+            env={**os.environ, **environment},
         )
         os.close(theirs)
         self._drawn = b""
@@ -87,12 +89,22 @@ def terminal(state: Path) -> Iterator[Terminal]:
     opened.close()
 
 
-def test_a_size_that_changes_while_the_one_before_is_told_is_followed(state: Path) -> None:
-    opened = Terminal(state, "overtake")
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [(["overtake"], {}), ([], {"COLUMNS": "80", "LINES": "24"})],
+    ids=["while-the-one-before-is-told", "whatever-the-environment-says"],
+)
+def test_a_size_that_changes_is_followed(
+    state: Path, words: list[str], environment: dict[str, str]
+) -> None:
+    opened = Terminal(state, *words, **environment)
     try:
         opened.wait_for("ready")
         opened.resize(200, 50)
         os.kill(opened.process.pid, signal.SIGWINCH)
+        if not words:
+            opened.resize(30, 8)
+            os.kill(opened.process.pid, signal.SIGWINCH)
         opened.wait_for("too small")
     finally:
         opened.close()
