@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from . import __version__
 from .arguments import command_parser, parsed
-from .config import SamplingConfig, SessionConfig, limit_spinning
+from .config import SamplingConfig, SessionConfig, limit_spinning, require_model
 from .errors import RetrolocalError, UsageError
 from .settings import apply_settings
 from .shared_options import (
@@ -25,6 +25,7 @@ from .shared_options import (
     device_options,
     extraction,
     extraction_options,
+    loading_config,
     model_options,
     prefill_option,
     ram_option,
@@ -187,8 +188,7 @@ def _ingest(words: list[str]) -> int:
     if arguments is None:
         return 0
     config = session_config(arguments)
-    if arguments.model == "":
-        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    require_model(arguments.model)
     from .tui.ingest import ingest
 
     return ingest(arguments, config)
@@ -263,8 +263,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("stdout is closed; there is nowhere to put the answer")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise UsageError("--prompt is empty; give a question, or leave it out")
-    if arguments.model == "":
-        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    require_model(arguments.model)
     if arguments.corpus is not None and (arguments.file or arguments.no_store):
         other = "-f" if arguments.file else "--no-store"
         raise UsageError(
@@ -278,20 +277,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def session_config(arguments: argparse.Namespace) -> SessionConfig:
-    return SessionConfig(
-        device=arguments.device,
-        dtype=arguments.dtype,
-        quant=arguments.quant,
-        vram=arguments.vram,
+    return loading_config(
+        arguments,
         cache=arguments.cache,
         wave=wave_config(arguments),
         prefill=arguments.prefill,
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
-        threads=arguments.threads,
         ram=arguments.ram,
-        revision=arguments.revision,
-        offline=arguments.offline,
     )
 
 

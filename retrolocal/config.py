@@ -238,6 +238,12 @@ def session_config(
     )
 
 
+def require_model(model: str | None) -> None:
+    """Raises UsageError for a name that is empty; None leaves the choice to the program."""
+    if model is not None and not model.strip():
+        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+
+
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{flag} is {value!r}; give one of {', '.join(known)}")

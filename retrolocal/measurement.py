@@ -72,6 +72,11 @@ def common_options(group: argparse._ArgumentGroup) -> None:
     output_options(group)
 
 
+def chosen_model(arguments: argparse.Namespace) -> str:
+    """A measurement never depends on which models happen to be here."""
+    return "builtin" if arguments.model is None else arguments.model
+
+
 def output_options(group: argparse._ArgumentGroup) -> None:
     """Those of every measurement."""
     group.add_argument(
@@ -80,6 +85,12 @@ def output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--out", metavar="DIR", help="also write that object to a file in this folder"
     )
+
+
+def require_seed(seed: int) -> None:
+    """Raises UsageError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed is {seed}; give 0 to {MAX_SEED}")
 
 
 def run_one_of(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import command_parser, parsed, size
-from .config import SessionConfig
+from .config import SessionConfig, require_model
 from .errors import UsageError
 from .settings import apply_settings, given_settings
 from .shared_options import (
@@ -23,6 +23,7 @@ from .shared_options import (
     device_options,
     extraction,
     extraction_options,
+    loading_config,
     model_options,
     threads_option,
     wave_config,
@@ -108,8 +109,7 @@ def plan_config(arguments: argparse.Namespace) -> SessionConfig:
     """Raises UsageError for what makes no sense."""
     if arguments.tokens is not None and arguments.file:
         raise UsageError("give either the text with -f or its length with --tokens")
-    if arguments.model == "":
-        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+    require_model(arguments.model)
     usual = given_settings().get("model")
     if (
         _without_text(arguments)
@@ -125,17 +125,11 @@ def plan_config(arguments: argparse.Namespace) -> SessionConfig:
     if arguments.vram is not None and (arguments.ram or arguments.device == "cpu"):
         other = "--ram" if arguments.ram else "--device cpu"
         raise UsageError(f"--vram and {other} were both given; a model lies in one of the two")
-    return SessionConfig(
-        device=arguments.device,
-        dtype=arguments.dtype,
-        quant=arguments.quant,
-        vram=arguments.vram,
+    return loading_config(
+        arguments,
         cache=arguments.cache,
         wave=wave_config(arguments),
         batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        revision=arguments.revision,
-        offline=arguments.offline,
     )
 
 

@@ -20,7 +20,14 @@ from typing import Any, Literal
 
 from platformdirs import user_config_path
 
-from .config import DOCUMENT_STORE, SamplingConfig, SessionConfig, WaveConfig, environment
+from .config import (
+    DOCUMENT_STORE,
+    SamplingConfig,
+    SessionConfig,
+    WaveConfig,
+    environment,
+    require_model,
+)
 from .errors import SettingsError, UsageError
 
 MAX_BYTES = 1 << 20
@@ -174,11 +181,6 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _model(value: str) -> None:
-    if not value.strip():
-        raise UsageError("--model is empty; give a folder, a Hub id or builtin")
-
-
 def _library(value: str) -> None:
     if not value.strip():
         raise UsageError("--library is empty; give a folder")
@@ -214,7 +216,7 @@ SETTINGS = (
         name="model",
         kind=str,
         default=None,
-        check=_model,
+        check=require_model,
         variable="MODEL",
         note="the best that is here and fits, else builtin",
     ),

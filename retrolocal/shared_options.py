@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace, _ArgumentGroup
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import budget, page_ranges, size
-from .config import DOCUMENT_STORE, StoreType, WaveConfig, environment
+from .config import DOCUMENT_STORE, SessionConfig, StoreType, WaveConfig, environment
 from .errors import UsageError
 
 CACHE_TYPES: dict[str, StoreType] = {
@@ -113,6 +113,15 @@ def threads_option(group: _ArgumentGroup) -> None:
         metavar="N",
         help="CPU threads (default: all cores)",
     )
+
+
+def loading_config(arguments: Namespace, **more: Any) -> SessionConfig:
+    """The settings of `model_options`, `device_options` and `threads_option`, and `more` of them.
+
+    Raises UsageError.
+    """
+    names = ("device", "dtype", "quant", "vram", "threads", "revision", "offline")
+    return SessionConfig(**{name: getattr(arguments, name) for name in names} | more)
 
 
 def wave_options(group: _ArgumentGroup) -> None:

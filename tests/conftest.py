@@ -37,7 +37,9 @@ def _isolated(
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in list(os.environ):
-        if name.startswith("RETROLOCAL_") and name != "RETROLOCAL_TEST_MATERIAL":
+        ours = name.startswith("RETROLOCAL_") and name != "RETROLOCAL_TEST_MATERIAL"
+        # readline sets these two, and pytest's workers inherit them.
+        if ours or name in ("COLUMNS", "LINES"):
             monkeypatch.delenv(name)
 
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.command import CommandPalette
+from textual.drivers.linux_driver import LinuxDriver
+from textual.geometry import Size
 from textual.screen import Screen
 from textual.timer import Timer, TimerCallback
 
@@ -50,6 +56,7 @@ class ChatApp(App[None]):
         settings: ChatSettings,
         state: Path,
         clock: Callable[[], float] = time.monotonic,
+        insist: Callable[[int], None] = lambda code: None,
     ) -> None:
         super().__init__()
         self.clock = clock
@@ -64,6 +71,10 @@ class ChatApp(App[None]):
         self._engine = engine
         self._settings = settings
         self._again_until = 0.0
+        self._insist = insist
+        """Told the exit code when a signal says to leave; sees to it that it happens."""
+        self._handlers: dict[signal.Signals, Any] = {}
+        """What signals did before the application."""
         self.clipboard_ways = Clipboard(
             environment=os.environ, send=self.copy_to_clipboard, keep=state / "copied.txt"
         )
@@ -96,15 +107,32 @@ class ChatApp(App[None]):
         timer._skip = False
         return timer
 
+    async def _on_resize(self, event: events.Resize) -> None:
+        """Follows the size that the terminal has when it is told that there is another.
+
+        Textual reads the size where the signal comes, which may be while it tells the one before:
+        the older one then comes last, and would stay. It believes COLUMNS and LINES, which some
+        shells and libraries export and nobody keeps up to date. A size that the terminal tells
+        itself, with its pixels, comes in order.
+        """
+        if not self.is_headless and event.pixel_size is None and sys.__stdout__ is not None:
+            event.prevent_default()
+            size = Size(*os.get_terminal_size(sys.__stdout__.fileno()))
+            await super()._on_resize(events.Resize(size, size))
+
     def on_mount(self) -> None:
+        # Not by the loop: it stands still while the terminal takes nothing.
         loop = asyncio.get_running_loop()
         for number in LEAVING_SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+            self._handlers[number] = signal.signal(number, partial(self._caught, loop))
+        if not self.is_headless:
+            self._handlers[signal.SIGCONT] = signal.signal(
+                signal.SIGCONT, partial(self._continued, loop)
+            )
 
     def on_unmount(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in LEAVING_SIGNALS:
-            loop.remove_signal_handler(number)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: Textual's own, and every slash command that needs no argument."""
@@ -194,14 +222,40 @@ class ChatApp(App[None]):
 
     def _gone(self) -> None:
         assert self.left is not None
+        # Before anything that waits for the terminal.
+        self.end_engine()
         self.exit(return_code=self.left)
 
     def end_engine(self) -> Bridge | None:
         """Ends the engine's work; its bridge is there to be waited for."""
         return None if self._chat is None else self._chat.end_engine()
 
-    def _signalled(self, number: signal.Signals) -> None:
-        self.leave(128 + number, now=True)
+    def hang_up(self) -> None:
+        """Leaves as the signal says that tells of a terminal that is gone; from any thread."""
+        self.call_later(self.leave, 128 + signal.SIGHUP, now=True)
+
+    def _caught(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
+        self._insist(128 + number)
+        loop.call_soon_threadsafe(partial(self.leave, 128 + number, now=True))
+
+    def _continued(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
+        driver = self._driver
+        if isinstance(driver, LinuxDriver) and driver._must_signal_resume:
+            # It has given the terminal back before it was stopped.
+            driver.resume_application_mode()
+        else:
+            loop.call_soon_threadsafe(self._take_terminal_again)
+
+    def _take_terminal_again(self) -> None:
+        """After a stop that nobody was told of: the shell may have used the terminal meanwhile.
+
+        Textual alone would take what it finds for the state before the application, and leave a
+        second thread behind that reads keys and outlives the application.
+        """
+        assert self._driver is not None
+        self._driver.suspend_application_mode()
+        self._driver.resume_application_mode()
+        self.clear_and_redraw()
 
     def _again(self) -> bool:
         now = self.clock()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..config import SessionConfig
 from ..paths import state_dir
 from ..shared_options import extraction
 from .engine import ChatSettings, Engine
+from .leaving import Leaving
 from .session_engine import EngineSettings, SessionEngine
 from .system_text import system_text
 from .terminal import guarded_output
@@ -57,16 +59,19 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
     """Runs the application with an engine; returns the exit code."""
     resource_tracker.ensure_running()
     log = state / "chat.log"
-    with guarded_output(log):
+    leaving = Leaving()
+    with guarded_output(log, lambda: app.hang_up()):
         from .app import ChatApp
 
-        app = ChatApp(engine, settings, state)
+        app = ChatApp(engine, settings, state, insist=leaving.insist)
         app.run(mouse=settings.mouse)
         bridge = app.end_engine()
     if app.left is None:
-        print(f"retrolocal: the interface failed; {log} has the details", file=sys.stderr)
-    for line in app.last_words:
-        print(f"retrolocal: {line}", file=sys.stderr)
+        app.say_at_the_end(f"the interface failed; {log} has the details")
+    # Nobody is there to be told where the terminal is gone.
+    with suppress(OSError):
+        for line in app.last_words:
+            print(f"retrolocal: {line}", file=sys.stderr)
     code = 1 if app.left is None else app.left
     if bridge is not None and not bridge.join(END_SECONDS):
         # An engine in the middle of a long step would hold the program; all that is kept is
@@ -74,4 +79,5 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    leaving.done()
     return code

@@ -11,13 +11,17 @@ import codecs
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 LOG_LIMIT = 1 << 20
 """Bytes of log that are kept from earlier runs."""
@@ -48,9 +52,44 @@ def knows_codes(environment: Mapping[str, str]) -> bool:
     return environment.get("TERM", "") not in ("", "dumb")
 
 
+class Descriptor(io.FileIO):
+    """Writes all it is given; once what it writes to is gone, says so and writes nothing more.
+
+    Whoever draws need not know: Textual's thread for it ends at an error, and everybody who
+    draws then waits for it.
+    """
+
+    def __init__(self, descriptor: int, gone: Callable[[], None]) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._gone = gone
+        self._lost = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        while rest and not self._lost:
+            rest = rest[self._write_some(rest) :]
+        return length
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            # A part only where a signal comes; none where another program of this terminal has
+            # made it one that does not wait.
+            written = super().write(data)
+            if written is None:
+                select.select([], [self], [])
+        except OSError:
+            self._lost = True
+            self._gone()
+        return 0 if self._lost or written is None else written
+
+
 @contextmanager
-def guarded_output(log: Path) -> Iterator[None]:
-    """While it lasts, what is written to stdout or stderr by anyone goes to the file `log`."""
+def guarded_output(log: Path, gone: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """While it lasts, what is written to stdout or stderr by anyone goes to the file `log`.
+
+    `gone` is called, on whichever thread it is that draws, when there is no terminal any more.
+    """
     codecs.register_error(_LOOKALIKE, lookalike)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _shorten(log)
@@ -59,8 +98,8 @@ def guarded_output(log: Path) -> Iterator[None]:
     sys.stderr.flush()
     before = sys.__stdout__, sys.__stderr__
     copies = [os.dup(1), os.dup(2)]
-    screens = [_writer(copy, before[0]) for copy in copies]
-    handler = logging.StreamHandler(_writer(into, None))
+    screens = [_writer(Descriptor(copy, gone), before[0]) for copy in copies]
+    handler = logging.StreamHandler(_writer(io.FileIO(into, "w", closefd=False), None))
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     os.dup2(into, 1)
@@ -96,18 +135,13 @@ def _shown_as(character: str) -> str:
     return _LOOKALIKES.get(character, "??" if wide else "?")
 
 
-def _writer(descriptor: int, like: TextIO | None) -> TextIO:
-    """A stream on a descriptor that somebody else closes."""
+def _writer(raw: io.FileIO, like: TextIO | None) -> TextIO:
+    """A stream of text that passes on what is written at once."""
     encoding = "utf-8" if like is None else like.encoding
     if like is not None and os.environ.get("LC_ALL") in ("C", "POSIX"):
         # Python takes this for UTF-8, which a terminal that was set up so cannot show.
         encoding = "ascii"
-    return io.TextIOWrapper(
-        io.FileIO(descriptor, "w", closefd=False),
-        encoding=encoding,
-        errors=_LOOKALIKE,
-        write_through=True,
-    )
+    return io.TextIOWrapper(raw, encoding=encoding, errors=_LOOKALIKE, write_through=True)
 
 
 def _shorten(log: Path) -> None:

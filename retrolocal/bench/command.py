@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import command_parser, fractions, names, numbers
-from ..config import SessionConfig, WaveConfig
+from ..config import WaveConfig
 from ..errors import UsageError
 from ..measurement import (
     Measurement,
+    chosen_model,
     common_options,
     facts_and_table,
     run_one_of,
@@ -20,6 +21,7 @@ from ..shared_options import (
     batch_option,
     budget_option,
     device_options,
+    loading_config,
     model_options,
     prefill_option,
     wave_config,
@@ -204,7 +206,7 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
 def speed_options(arguments: argparse.Namespace) -> SpeedOptions:
     """Raises UsageError for what makes no sense."""
     return SpeedOptions(
-        model="builtin" if arguments.model is None else arguments.model,
+        model=chosen_model(arguments),
         random_weights=arguments.weights == "random",
         depths=tuple(dict.fromkeys(arguments.n_depth)),
         n_gen=getattr(arguments, "n_gen", ()),
@@ -212,17 +214,11 @@ def speed_options(arguments: argparse.Namespace) -> SpeedOptions:
         repetitions=arguments.repetitions,
         caches=arguments.cache,
         in_file=arguments.in_file,
-        session=SessionConfig(
-            device=arguments.device,
-            dtype=arguments.dtype,
-            quant=arguments.quant,
-            vram=arguments.vram,
+        session=loading_config(
+            arguments,
             wave=wave_config(arguments),
             prefill=arguments.prefill,
             batch_size=arguments.batch_size,
-            threads=arguments.threads,
-            revision=arguments.revision,
-            offline=arguments.offline,
         ),
         seed=arguments.seed,
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from ..config import CacheKind, Device, SessionConfig, WaveConfig
+from ..config import CacheKind, Device, SessionConfig, WaveConfig, require_model
 from ..errors import UsageError
-from ..measurement import MAX_SEED
+from ..measurement import require_seed
 
 MAX_COUNT = (1 << 31) - 1
 """Of tokens, heads, repetitions: more is a slip of the keyboard."""
@@ -66,7 +66,7 @@ class AttentionOptions:
             raise UsageError("--prompt and --data were both given; a prompt is synthetic")
         if self.prompt and self.device != "cpu":
             raise UsageError(f"--prompt and --device {self.device} were both given; give cpu")
-        _seed(self.seed)
+        require_seed(self.seed)
         SessionConfig(device=self.device, threads=self.threads, wave=WaveConfig(budget=self.budget))
 
     @property
@@ -136,7 +136,7 @@ class BufferOptions:
             raise UsageError(f"--readers is {self.readers}; give 1 to {MAX_READERS}")
         if not 0.0 < self.foresight <= 1.0:
             raise UsageError(f"--foresight is {self.foresight:g}; give above 0, up to 1")
-        _seed(self.seed)
+        require_seed(self.seed)
         if self.device == "auto":
             raise UsageError("--device is auto and the two compare other things; give cpu or cuda")
         SessionConfig(device=self.device, threads=self.threads)
@@ -202,8 +202,7 @@ class SpeedOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        require_model(self.model)
         for flag, counts in (
             ("--n-depth", self.depths),
             ("--n-gen", self.n_gen),
@@ -214,7 +213,7 @@ class SpeedOptions:
         _at_least("--repetitions", self.repetitions, 1)
         for cache in self.caches:
             SessionConfig(cache=cast(CacheKind, cache))
-        _seed(self.seed)
+        require_seed(self.seed)
         if self.in_file is not None:
             if not 0.0 < self.in_file <= 100.0:
                 raise UsageError(f"--in-file is {self.in_file:g}; give percent above 0, up to 100")
@@ -284,7 +283,7 @@ class AllOptions:
         _at_least("--tokens", self.tokens, LEAST_OF_ALL)
         if not (math.isfinite(self.minutes) and self.minutes > 0):
             raise UsageError(f"--minutes is {self.minutes}; give a number above 0")
-        _seed(self.seed)
+        require_seed(self.seed)
         SessionConfig(device=self.device, threads=self.threads, vram=self.vram)
 
     @property
@@ -316,8 +315,7 @@ class ReopenOptions:
 
     def __post_init__(self) -> None:
         _at_least("--repeats", self.repeats, 1)
-        if not self.model:
-            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        require_model(self.model)
         if not self.question.strip():
             raise UsageError("--prompt is empty; give some words")
         if not self.file.is_file():
@@ -349,8 +347,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         _at_least("--repeats", self.repeats, 1)
-        if not self.model:
-            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        require_model(self.model)
 
     @property
     def compares(self) -> str:
@@ -385,11 +382,6 @@ def _heads(q_heads: int, kv_heads: int, head_dim: int) -> None:
 def _gain(gain: float) -> None:
     if not (math.isfinite(gain) and gain > 0):
         raise UsageError(f"--gain is {gain}; give a finite number above 0")
-
-
-def _seed(seed: int) -> None:
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed is {seed}; give 0 to {MAX_SEED}")
 
 
 def _listed(counts: Iterable[int]) -> str:

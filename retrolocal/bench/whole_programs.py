@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import command_parser
-from ..config import SessionConfig
-from ..measurement import common_options, facts_and_table, output_options
-from ..shared_options import device_options, model_options, threads_option
+from ..measurement import chosen_model, common_options, facts_and_table, output_options
+from ..shared_options import device_options, loading_config, model_options, threads_option
 from .options import AllOptions, LoadOptions, ReopenOptions
 
 
@@ -53,7 +52,7 @@ def reopen_options(arguments: argparse.Namespace) -> ReopenOptions:
     return ReopenOptions(
         file=Path(arguments.file),
         question=arguments.prompt,
-        model="builtin" if arguments.model is None else arguments.model,
+        model=chosen_model(arguments),
         folder=None if arguments.folder is None else Path(arguments.folder),
         repeats=arguments.repeats,
     )
@@ -91,18 +90,10 @@ def load_parser() -> argparse.ArgumentParser:
 def load_options(arguments: argparse.Namespace) -> LoadOptions:
     """Raises UsageError for what makes no sense."""
     return LoadOptions(
-        model="builtin" if arguments.model is None else arguments.model,
+        model=chosen_model(arguments),
         cold=arguments.cold,
         repeats=arguments.repeats,
-        session=SessionConfig(
-            device=arguments.device,
-            dtype=arguments.dtype,
-            quant=arguments.quant,
-            vram=arguments.vram,
-            threads=arguments.threads,
-            revision=arguments.revision,
-            offline=arguments.offline,
-        ),
+        session=loading_config(arguments),
     )
 
 

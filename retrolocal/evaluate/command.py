@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import command_parser, names
-from ..config import SessionConfig
 from ..errors import UsageError
 from ..measurement import (
     Measurement,
+    chosen_model,
     common_options,
     facts_and_table,
     output_options,
     run_one_of,
 )
-from ..shared_options import device_options, model_options, threads_option
+from ..shared_options import device_options, loading_config, model_options, threads_option
 from .options import AttentionOptions, QuantOptions
 from .report import attention_lines
 
@@ -62,20 +62,12 @@ def attention_options(arguments: argparse.Namespace) -> AttentionOptions:
     if not arguments.file:
         raise UsageError("--file is missing; give the document to read with -f")
     return AttentionOptions(
-        model="builtin" if arguments.model is None else arguments.model,
+        model=chosen_model(arguments),
         file=arguments.file,
         tokens=arguments.tokens,
         questions=arguments.questions,
         plot=None if arguments.plot is None else Path(arguments.plot),
-        session=SessionConfig(
-            device=arguments.device,
-            dtype=arguments.dtype,
-            quant=arguments.quant,
-            vram=arguments.vram,
-            threads=arguments.threads,
-            revision=arguments.revision,
-            offline=arguments.offline,
-        ),
+        session=loading_config(arguments),
         seed=arguments.seed,
     )
 
@@ -113,17 +105,13 @@ def quant_parser() -> argparse.ArgumentParser:
 def quant_options(arguments: argparse.Namespace) -> QuantOptions:
     """Raises UsageError for what makes no sense."""
     return QuantOptions(
-        model="builtin" if arguments.model is None else arguments.model,
+        model=chosen_model(arguments),
         file=arguments.file,
         tokens=arguments.tokens,
         quants=tuple(dict.fromkeys(names(arguments.quant))),
-        session=SessionConfig(
-            device=arguments.device,
-            dtype=arguments.dtype,
-            vram=arguments.vram,
-            threads=arguments.threads,
-            revision=arguments.revision,
-            offline=arguments.offline,
+        session=loading_config(
+            arguments,
+            quant="none",
         ),
     )
 

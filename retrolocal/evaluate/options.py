@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import SessionConfig
+from ..config import SessionConfig, require_model
 from ..errors import UsageError
-from ..measurement import MAX_SEED
+from ..measurement import require_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,7 @@ class AttentionOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        require_model(self.model)
         for flag, number in (("--tokens", self.tokens), ("--questions", self.questions)):
             if number is not None and number < 1:
                 raise UsageError(f"{flag} is {number:,}; it must be at least 1")
@@ -38,8 +37,7 @@ class AttentionOptions:
             raise UsageError(f"--plot is {self.plot}; give a file that ends in .svg")
         if self.plot is not None and not self.plot.parent.is_dir():
             raise UsageError(f"--plot: there is no folder {self.plot.parent}; make it first")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UsageError(f"--seed is {self.seed}; give 0 to {MAX_SEED}")
+        require_seed(self.seed)
 
     @property
     def compares(self) -> str:
@@ -69,8 +67,7 @@ class QuantOptions:
     """Device, dtype, threads; its `quant` and `cache` are not used."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+        require_model(self.model)
         if self.tokens < 2:
             raise UsageError(f"--tokens is {self.tokens:,}; give at least 2")
         for quant in self.quants:

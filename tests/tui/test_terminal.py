@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from retrolocal.tui.clipboard import Clipboard, Copied
-from retrolocal.tui.terminal import can_show, guarded_output
+from retrolocal.tui.terminal import Descriptor, can_show, guarded_output
 
 
 class Tty:
@@ -87,6 +88,34 @@ def test_output_comes_back_after_an_error(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, check=True
     )
     assert done.stdout == b"here"
+
+
+def test_all_is_written_also_where_a_part_is_taken_at_a_time() -> None:
+    """As by a terminal that another program has made one that does not wait."""
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    text = bytes(range(256)) * 4096
+    written: list[int] = []
+    writer = Thread(target=lambda: written.append(Descriptor(theirs, pytest.fail).write(text)))
+    writer.start()
+    read = b""
+    while len(read) < len(text):
+        read += os.read(ours, 10_000)
+    writer.join()
+    for end in (ours, theirs):
+        os.close(end)
+    assert read == text
+    assert written == [len(text)]
+
+
+def test_what_is_written_to_a_terminal_that_is_gone_is_dropped_and_that_is_said_once() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    said: list[str] = []
+    terminal = Descriptor(theirs, lambda: said.append("gone"))
+    assert [terminal.write(b"drawn"), terminal.write(b"drawn")] == [5, 5]
+    assert said == ["gone"]
+    os.close(theirs)
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
