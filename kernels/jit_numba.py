@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
@@ -37,26 +37,37 @@ def _cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+# No NaN or infinity promises: empty clusters weigh -inf.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
 def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` with fast mathematics and a cache in the user's directory.
 
     Only an `entry` can be called from Python: what the others would need for that takes as long to
     compile as they do.
     """
+    options = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "nogil": True}
+    return lambda function: _made(njit, function, **options)
+
+
+@functools.cache
+def task(function: Callable[[int, int], None]) -> Any:
+    """`function(words, member)` for others to call at its `address`, compiled as by `jit`.
+
+    It must not raise. The result is kept: the address is good as long as the process.
+    """
+    return _made(functools.partial(cfunc, "void(int64, int64)"), function)
+
+
+def _made(compiler: Callable[..., Any], function: Callable[..., Any], **options: bool) -> Any:
     folder = _cache_folder()
-    options = {"cache": folder is not None, "no_cpython_wrapper": not entry}
-    options["no_cfunc_wrapper"] = True
-    # No NaN or infinity promises: empty clusters weigh -inf.
-    fast = {"reassoc", "contract", "arcp", "nsz", "afn"}
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
-        try:
-            return njit(nogil=True, error_model="numpy", fastmath=fast, **options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-
-    return decorate
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
+    try:
+        options["cache"] = folder is not None
+        return compiler(error_model="numpy", fastmath=_FAST, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 @intrinsic
