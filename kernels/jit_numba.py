@@ -112,6 +112,17 @@ def _half(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def _half_bits(typingctx: Any, value: Any) -> Any:
+    """The 16 bits of the float16 nearest to a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = builder.fptrunc(arguments[0], ir.HalfType())
+        return builder.bitcast(half, context.get_value_type(types.int16))
+
+    return types.int16(types.float32), generate
+
+
+@intrinsic
 def touch(typingctx: Any, address: Any) -> Any:
     """Asks the processor to bring the cache line at an address."""
 
@@ -149,6 +160,36 @@ def _to_float(x):
     if x == types.int16:
         return lambda x: _half(x)
     return lambda x: np.float32(x)
+
+
+def put(row, i, value):
+    """row[i] = the float32 `value`, rounded to nearest: bfloat16 (as uint16), float16 (as int16)
+    or float32."""
+    raise NotImplementedError
+
+
+@overload(put)
+def _put(row, i, value):
+    if row.dtype == types.uint16:
+        return _put_bfloat16
+    if row.dtype == types.int16:
+        return _put_half
+    return _put_float
+
+
+def _put_bfloat16(row, i, value):
+    bits = np.uint32(bits_of(value))
+    # Ties to even; what is added to a NaN could make it an infinity.
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    row[i] = np.uint16(rounded if value == value else np.uint32(0x7FC0))
+
+
+def _put_half(row, i, value):
+    row[i] = _half_bits(value)
+
+
+def _put_float(row, i, value):
+    row[i] = value
 
 
 @jit()

@@ -16,7 +16,7 @@ from torch import Tensor
 from .compiled import compiled
 
 SMALLEST = 1 << 20
-"""Numbers in the matrices from which on compiled code is called; a guess, smaller ones cost little."""
+"""Numbers in the matrices from which on compiled code is called; a guess."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
