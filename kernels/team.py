@@ -3,7 +3,7 @@
 Schedulers may put a thread that is woken beside the one that woke it, on the same processor, where
 it waits for a millisecond or two: longer than the work takes. So helpers keep off the processor
 that the caller is on. Waking a thread takes 50 to 100 us, as long as a small product does: so
-helpers look for the next order for `SPIN_SECONDS` before they sleep, and an idle team costs nothing.
+helpers look for the next order for a while before they sleep; an idle team costs nothing.
 """
 
 from __future__ import annotations
