@@ -92,7 +92,11 @@ class Attention(nn.Module):
             asked, keys, values = products(x, self.query, self.key, self.value)
         else:
             asked, (keys, values) = self.query(x[first:]), products(x, self.key, self.value)
-        q, k, v = _heads(asked, self.heads), _heads(keys, self.kv_heads), _heads(values, self.kv_heads)
+        q, k, v = (
+            _heads(asked, self.heads),
+            _heads(keys, self.kv_heads),
+            _heads(values, self.kv_heads),
+        )
         if self.query_norm is not None and self.key_norm is not None:
             q = self.norm(q, self.query_norm, self.eps)
             k = self.norm(k, self.key_norm, self.eps)

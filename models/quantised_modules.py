@@ -36,7 +36,7 @@ class QuantisedEmbedding(nn.Module):
 
 
 def products(x: Tensor, *matrices: nn.Module) -> list[Tensor]:
-    """x [T, K] times each of some modules' matrices, [T, N] each: `linears` where they are whole."""
+    """x [T, K] times each module's matrix, [T, N] each: by `linears` where they are whole."""
     if all(isinstance(matrix, Linear) for matrix in matrices):
         return linears(x, [(matrix.weight, matrix.bias) for matrix in matrices])
     return [matrix(x) for matrix in matrices]
