@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linears(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
     """The same with several matrices, which for one row is one piece of work."""
-    if x.shape[0] == 1 and _read_in_place(x, [weight for weight, _ in matrices]):
+    if x.shape[0] == 1 and _read_in_place(x, matrices):
         from .linear_numba import linears_numba
 
         return linears_numba(x, matrices)
@@ -41,11 +41,12 @@ def linears_reference(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]
     return [F.linear(x, weight, bias) for weight, bias in matrices]
 
 
-def _read_in_place(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def _read_in_place(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> bool:
+    parts = [part for pair in matrices for part in pair if part is not None]
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float16)
-        and all(weight.dtype == x.dtype and weight.is_contiguous() for weight in weights)
-        and sum(weight.numel() for weight in weights) >= SMALLEST
+        and all(part.dtype == x.dtype and part.is_contiguous() for part in parts)
+        and sum(part.numel() for part in parts) >= SMALLEST
         and compiled()
     )

@@ -103,7 +103,13 @@ def test_a_large_matrix_and_one_row_are_compiled(monkeypatch: pytest.MonkeyPatch
     expected = linear_reference(x, weight, bias)
     monkeypatch.setattr(chooser, "linears_reference", refused)
     torch.testing.assert_close(linear(x, weight, bias), expected)
-    for other in ((x.float(), weight.float()), (x.repeat(2, 1), weight), (x, weight[1:])):
+    for other in (
+        (x.float(), weight.float()),
+        (x.repeat(2, 1), weight),
+        (x, weight[2:]),
+        (x, weight, bias.float()),
+        (x, weight, bias.repeat_interleave(2)[::2]),
+    ):
         with pytest.raises(AssertionError):
             linear(*other)
 
