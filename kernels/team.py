@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import sys
 import threading
@@ -80,10 +81,10 @@ class _Team:
         self._states = self._room[:, STATE]
         self._boxes = int(self._room.ctypes.data)
         self._wake = [threading.Event() for _ in range(helpers)]
-        self._work: Member = lambda number: None
+        self._work: Member = _nothing
         self._failures: list[BaseException] = []
-        self._rounds = _rounds()
         self._give_way = _give_way()
+        self._rounds = _rounds(self._give_way)
         self._processor = -1
         self._allowed = os.sched_getaffinity(0) if sys.platform == "linux" else set()
         self._threads = []
@@ -106,6 +107,7 @@ class _Team:
                 if (self._states == ORDERED).any():
                     self._wake_all()
                 await_all(self._boxes, self._helpers, self._rounds, self._give_way)
+                self._work = _nothing
             failures = self._failures
         for failure in failures:
             raise failure
@@ -127,7 +129,7 @@ class _Team:
         while True:
             wake.wait()
             wake.clear()
-            while serve(place, number, self._rounds):
+            while serve(place, number, self._rounds, self._give_way):
                 try:
                     self._work(number)
                 except BaseException as failure:
@@ -144,14 +146,18 @@ class _Team:
                 os.sched_setaffinity(thread.native_id, others)
 
 
+def _nothing(number: int) -> None:
+    """Stands where nothing is to be done, so that what was done can be let go."""
+
+
 @functools.cache
-def _rounds() -> int:
+def _rounds(give_way: int) -> int:
     """Of waiting in compiled code that take `SPIN_SECONDS`."""
-    tried, least = 1 << 12, SPIN_SECONDS
-    wait(1)
+    tried, least = 1 << 8, math.inf
+    wait(1, give_way)
     for _ in range(3):
         began = time.perf_counter()
-        wait(tried)
+        wait(tried, give_way)
         least = min(least, time.perf_counter() - began)
     return int(tried * SPIN_SECONDS / least)
 

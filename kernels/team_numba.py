@@ -137,16 +137,16 @@ def await_all(boxes, helpers, rounds, give_way):
             if rounds > 0:
                 rounds -= 1
                 pause()
-            elif give_way != 0:
-                call_at(give_way, 0, 0)
+            else:
+                wait(1, give_way)
 
 
 @jit(entry=True)
-def serve(place, member, rounds):
+def serve(place, member, rounds, give_way):
     """Does orders as they come.
 
     True: the last one is to be done in Python, and `ended` told of it. False: none came during so
-    many rounds of waiting, and the helper counts as asleep.
+    many rounds of `wait`, and the helper counts as asleep.
     """
     box, left = carray(pointer(place), BOX, np.int64), rounds
     replace_at(place, ASLEEP, IDLE)
@@ -160,7 +160,7 @@ def serve(place, member, rounds):
                 left = rounds
         elif left > 0:
             left -= 1
-            pause()
+            wait(1, give_way)
         elif replace_at(place, IDLE, ASLEEP) or load_at(place) == ASLEEP:
             return False
 
@@ -172,7 +172,13 @@ def ended(place):
 
 
 @jit(entry=True)
-def wait(rounds):
-    """So many rounds of waiting for nothing, to see how long they take."""
+def wait(rounds, give_way):
+    """Waits a little, so many times; others go first, by what is at the address `give_way` unless 0.
+
+    A helper that only looks must not take a processor from anyone: it would be interrupted later,
+    in the midst of a piece that the caller then waits for.
+    """
     for _ in range(rounds):
         pause()
+        if give_way != 0:
+            call_at(give_way, 0, 0)

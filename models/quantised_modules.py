@@ -37,8 +37,9 @@ class QuantisedEmbedding(nn.Module):
 
 def products(x: Tensor, *matrices: nn.Module) -> list[Tensor]:
     """x [T, K] times each module's matrix, [T, N] each: by `linears` where they are whole."""
-    if all(isinstance(matrix, Linear) for matrix in matrices):
-        return linears(x, [(matrix.weight, matrix.bias) for matrix in matrices])
+    whole = [matrix for matrix in matrices if isinstance(matrix, Linear)]
+    if len(whole) == len(matrices):
+        return linears(x, [(matrix.weight, matrix.bias) for matrix in whole])
     return [matrix(x) for matrix in matrices]
 
 
