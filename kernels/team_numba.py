@@ -173,7 +173,7 @@ def ended(place):
 
 @jit(entry=True)
 def wait(rounds, give_way):
-    """Waits a little, so many times; others go first, by what is at the address `give_way` unless 0.
+    """Waits a little, so many times; others go first, by what is at `give_way` unless that is 0.
 
     A helper that only looks must not take a processor from anyone: it would be interrupted later,
     in the midst of a piece that the caller then waits for.
