@@ -6,9 +6,9 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
-from .wave_rows_numba import add_rows, dots, load_at, load_stored
+from .tiles_numba import add_rows, highest
+from .wave_rows_numba import add_stored, stored_dots
 from .wave_words_numba import (
-    BLOCK,
     BLOCKS,
     BYTES,
     CLUSTER,
@@ -37,9 +37,11 @@ from .wave_words_numba import (
     PART_BYTES,
     PART_CENTRE,
     PART_EXACT,
+    PART_LINE,
     PART_MASS,
     PART_ROWS,
     PART_SCORES,
+    PART_SHARED,
     PART_SUM,
     PART_TOP,
     PARTS,
@@ -83,56 +85,73 @@ from .wave_words_numba import (
 
 
 @jit()
-def _score_tokens(q, first, at, base, n, scores, rows, stored):
-    """scores[g, t] of n <= TILE tokens: keys at at[0], their scales at at[2].
+def _sums(w, task):
+    """What a part has summed: logarithms the sums are relative to, masses, sums of values."""
+    count = w[GROUP]
+    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
+    return f4(w, PART_TOP)[task], f4(w, PART_MASS)[task], total
 
-    Of coded keys base[g, t] is the score of the t-th one's centre.
+
+@jit()
+def _scores(w, task):
+    """[G, TILE]: logits, then weights, of a tile."""
+    return f4(w, PART_SCORES)[task * w[GROUP] : (task + 1) * w[GROUP]]
+
+
+@jit()
+def _bases(w, task, tile):
+    """[G, TILE] of a tile: what is added to the logits of coded keys."""
+    first = (2 * task + tile) * w[GROUP]
+    return f4(w, PART_BASE)[first : first + w[GROUP]]
+
+
+@jit()
+def _lines(w, task, tile):
+    """Of a tile: addresses of keys, values and scales, columns that are listed, room for more."""
+    at = i8(w, PART_AT)[5 * (2 * task + tile) : 5 * (2 * task + tile) + 5]
+    return at[0], at[1], at[2], at[3], at[4]
+
+
+@jit()
+def _score_tokens(w, q, task, tile, n, stored):
+    """PART_SCORES[g, t] of n <= TILE tokens whose addresses `_lines` has.
+
+    Of coded keys PART_BASE[g, t] is the score of the t-th one's centre.
     """
-    count = len(scores)
-    for t in range(0, n, BLOCK):
-        load_stored(at[0], at[2], t, n, rows, stored)
-        dots(q, first, count, rows, scores, t, BLOCK)
+    count, (keys, _, scales, _, lines) = w[GROUP], _lines(w, task, tile)
+    scores, rows = _scores(w, task), f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
+    stored_dots(q, task // w[PARTS] * count, count, keys, scales, n, scores, rows, lines, stored)
     if not is_plain(stored):
+        base = _bases(w, task, tile)
         for g in range(count):
             for t in range(n):
                 scores[g, t] += base[g, t]
 
 
 @jit()
-def _raise_top(highest, g, top, mass, total):
-    """top[g] becomes `highest` if that is more; mass[g] and total[g] are relative to e^top[g]."""
-    if highest > top[g]:
-        shrink = exp(top[g] - highest)
+def _raise_top(found, g, top, mass, total):
+    """top[g] becomes `found` if that is more; mass[g] and total[g] are relative to e^top[g]."""
+    if found > top[g]:
+        shrink = exp(top[g] - found)
         mass[g] *= shrink
         for d in range(total.shape[1]):
             total[g, d] *= shrink
-        top[g] = highest
+        top[g] = found
 
 
 @jit()
-def _highest(scores, n):
-    highest = np.float32(-np.inf)
-    for t in range(n):
-        highest = max(highest, scores[t])
-    return highest
+def _add_tokens(w, q, task, tile, n, threshold, stored):
+    """Attends n <= TILE tokens exactly: see `_score_tokens`.
 
-
-@jit()
-def _add_tokens(q, first, at, base, n, top, mass, total, scores, rows, threshold, scales, stored):
-    """Attends n <= TILE tokens exactly: see `_score_tokens`; values are at at[1].
-
-    A value's scales lie `scales` bytes after its key's. total[g] and mass[g] are relative to
-    e^top[g]. Returns the number of value rows read.
+    Sums and masses of the part are relative to e^top. Returns the number of value rows read.
     """
-    count, read = len(top), 0
     if n == 0:
-        return read
-    _score_tokens(q, first, at, base, n, scores, rows, stored)
-    for t in range(n):
-        at[2, t] += scales
+        return NONE
+    count, scores, (top, mass, total) = w[GROUP], _scores(w, task), _sums(w, task)
+    _score_tokens(w, q, task, tile, n, stored)
     for g in range(count):
         added = np.float32(0.0)
-        _raise_top(_highest(scores[g], n), g, top, mass, total)
+        _raise_top(highest(scores[g, :n]), g, top, mass, total)
         for t in range(n, TILE):
             scores[g, t] = np.float32(-np.inf)
         for t in range(TILE):
@@ -140,61 +159,69 @@ def _add_tokens(q, first, at, base, n, top, mass, total, scores, rows, threshold
         for t in range(TILE):
             added += scores[g, t]
         mass[g] += added
-    for t in range(0, n, BLOCK):
-        heaviest = np.float32(0.0)
-        for g in range(count):
-            for i in range(BLOCK):
-                heaviest = max(heaviest, scores[g, t + i])
-        if heaviest > threshold:
-            read += min(BLOCK, n - t)
-            load_stored(at[1], at[2], t, n, rows, stored)
-            add_rows(scores, t, rows, total)
+    _, values, scales, which, lines = _lines(w, task, tile)
+    read, later = _list_heavy(w, task, scores, n, threshold, which), scale_bytes(w, stored)
+    for i in range(read):
+        values[i], scales[i] = values[which[i]], scales[which[i]] + later
+    rows = f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
+    add_stored(scores, which, values, scales, read, total, rows, lines, stored)
     return read
 
 
 @jit()
-def _weigh(shares, first, n, zones, zone, shrink, mass, weights, listed, threshold):
-    """Adds the masses of entries first ... first + n - 1 (n <= TILE) that are in `zone`.
-
-    The k-th of those that weigh more than `threshold` is listed[k] after `first` and has the
-    weights weights[:, k]; returns how many there are.
-    """
-    heaviest, heavy = np.zeros(TILE, np.float32), 0
-    for i in range(n):
-        heaviest[i] = np.float32(1.0) if zones[first + i] == zone else np.float32(0.0)
-    for g in range(len(mass)):
-        added = np.float32(0.0)
-        for i in range(n):
-            weights[g, i] = shares[g, first + i] * shrink[g] * heaviest[i]
-        for i in range(n):
-            added += weights[g, i]
-        mass[g] += added
+def _list_heavy(w, task, weights, n, threshold, which):
+    """which[i] is the i-th of n <= TILE columns where a weight is above `threshold`; how many."""
+    heaviest, heavy = f4(w, PART_LINE)[2 * task], NONE
     heaviest[:] = np.float32(0.0)
-    for g in range(len(mass)):
-        for i in range(n):
-            heaviest[i] = max(heaviest[i], weights[g, i])
-    for i in range(n):
-        if heaviest[i] > threshold:
-            listed[heavy] = i
-            for g in range(len(mass)):
-                weights[g, heavy] = weights[g, i]
-            heavy += 1
+    for g in range(len(weights)):
+        for t in range(TILE):
+            heaviest[t] = max(heaviest[t], weights[g, t])
+    for t in range(n):
+        which[heavy] = t
+        heavy += np.int64(heaviest[t] > threshold)
     return heavy
 
 
 @jit()
-def _add_sums(at, factors, n, weights, rows, total, kind):
-    """total[g] += weights[g, i] * factors[i] * the value sum at at[i], i < n."""
+def _weigh(w, task, shares, first, n, zones, zone, shrink, threshold):
+    """Adds the masses of entries first ... first + n - 1 (n <= TILE) that are in `zone`.
+
+    Their weights are in PART_SCORES; returns how many weigh more than `threshold`, and which
+    they are in the last but one of `_lines`.
+    """
+    weights, (_, mass, _), counted = _scores(w, task), _sums(w, task), f4(w, PART_LINE)[2 * task]
     for i in range(n):
-        for byte in range(0, rows.shape[1] * kind.itemsize, LINE):
-            touch(at[i] + byte)
-        for g in range(len(weights)):
-            weights[g, i] *= factors[i]
-    for i in range(n, min(TILE, n + BLOCK)):
-        weights[:, i] = np.float32(0.0)
-    for i in range(0, n, BLOCK):
-        load_at(at, i, n, rows, kind)
-        add_rows(weights, i, rows, total)
+        counted[i] = np.float32(1.0) if zones[first + i] == zone else np.float32(0.0)
+    for g in range(len(mass)):
+        added = np.float32(0.0)
+        for i in range(n):
+            weights[g, i] = shares[g, first + i] * shrink[g] * counted[i]
+        for i in range(n):
+            added += weights[g, i]
+        weights[g, n:] = np.float32(0.0)
+        mass[g] += added
+    return _list_heavy(w, task, weights, n, threshold, _lines(w, task, 0)[3])
+
+
+@jit()
+def _add_sums(w, task, n, kind):
+    """Adds n value sums: the i-th, of column `which[i]`, is at values[i], see `_lines`.
+
+    The weight of column t is to be multiplied by PART_LINE[2 * task + 1, t].
+    """
+    weights, factors, (_, _, total) = (
+        _scores(w, task),
+        f4(w, PART_LINE)[2 * task + 1],
+        _sums(w, task),
+    )
+    _, values, _, which, _ = _lines(w, task, 0)
+    for i in range(n):
+        for byte in range(0, w[DIM] * kind.itemsize, LINE):
+            touch(values[i] + byte)
+    for g in range(len(weights)):
+        for t in range(TILE):
+            weights[g, t] *= factors[t]
+    add_rows(weights, which, values, n, total, kind)
 
 
 @jit()
@@ -228,27 +255,50 @@ def _place_of(w, h, candidate, stored):
 
 
 @jit()
-def _begin_high(w, h, kind, stored, at, base, scores, rows, top, mass, total):
-    """Raises `top` to the largest logits in the cluster of highest rank.
+def _begin_high(w, h, kind, stored, task):
+    """Raises the part's top to the largest logits in the cluster of highest rank.
 
     Without it the values of all tokens that are attended before that cluster seem to count.
     """
     best, count = i8(w, FOUND)[h, 6], w[GROUP]
     if best < 0:
         return
-    s, c = i4(w, SEGMENT)[h, best], np.int64(i4(w, CLUSTER)[h, best])
     keys, size = _place_of(w, h, best, stored)
-    width, scales = row_bytes(w, stored), scale_bytes(w, stored)
-    n, shared = min(size, TILE), np.empty(count, np.float32)
-    if not is_plain(stored):
-        _score_centre(w, h, s, c, kind, np.empty(w[DIM], np.float32), shared)
-    for t in range(n):
-        at[0, t], at[2, t] = keys + t * width, keys + 2 * (size * width + t * scales)
-        base[:, t] = shared
-    q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
-    _score_tokens(q, h * count, at, base, n, scores, rows, stored)
+    n = min(size, np.int64(TILE))
+    _list_cluster(w, h, kind, stored, task, NONE, NONE, best, keys, size, NONE, n)
+    _score_tokens(w, _asking(w, stored), task, NONE, n, stored)
+    scores, (top, mass, total) = _scores(w, task), _sums(w, task)
     for g in range(count):
-        _raise_top(_highest(scores[g], n), g, top, mass, total)
+        _raise_top(highest(scores[g, :n]), g, top, mass, total)
+
+
+@jit()
+def _list_cluster(w, h, kind, stored, task, tile, at, candidate, keys, size, first, n):
+    """Tokens first ... first + n - 1 of a cluster of `size` become `at` ... of a tile.
+
+    The cluster's keys lie at the address `keys`.
+    """
+    width, each = row_bytes(w, stored), scale_bytes(w, stored)
+    key_at, value_at, scale_at, _, _ = _lines(w, task, tile)
+    for i in range(n):
+        t = first + i
+        key_at[at + i], value_at[at + i] = keys + t * width, keys + (size + t) * width
+    if not is_plain(stored):
+        base, shared = _bases(w, task, tile), f4(w, PART_SHARED)[task]
+        s, c = i4(w, SEGMENT)[h, candidate], np.int64(i4(w, CLUSTER)[h, candidate])
+        if first == 0:
+            _score_centre(w, h, s, c, kind, f4(w, PART_CENTRE)[task], shared)
+        for i in range(n):
+            scale_at[at + i] = keys + 2 * (size * width + (first + i) * each)
+            touch(scale_at[at + i])
+        for g in range(w[GROUP]):
+            base[g, at : at + n] = shared[g]
+
+
+@jit()
+def _asking(w, stored):
+    """The queries as stored keys are to be asked."""
+    return f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
 
 
 @jit()
@@ -257,161 +307,119 @@ def _attend_exactly(w, kind, stored, task):
 
     Rows are asked for a tile ahead of the one that is worked on.
     """
-    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
-    places, clusters, zones = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, ZONE)[h]
-    candidates = i8(w, FOUND)[h, 1]
-    q = f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
+    h, part, parts, q = task // w[PARTS], task % w[PARTS], w[PARTS], _asking(w, stored)
+    zones, candidates, width = i4(w, ZONE)[h], i8(w, FOUND)[h, 1], row_bytes(w, stored)
     threshold = np.float32(f8(w, RULES)[0, SEEN_VALUES] / max(1, i8(w, TOKENS)[0, h]))
-    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
-    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
-    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
-    scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    at = i8(w, PART_AT)[6 * task : 6 * task + 6].reshape((2, 3, TILE))
-    base = f4(w, PART_BASE)[2 * task * count : 2 * (task + 1) * count].reshape((2, count, TILE))
-    centre, shared = f4(w, PART_CENTRE)[task], np.empty(count, np.float32)
-    width, scales = row_bytes(w, stored), scale_bytes(w, stored)
-    _begin_high(w, h, kind, stored, at[0], base[0], scores, rows, top, mass, total)
+    _begin_high(w, h, kind, stored, task)
     # Of sharp attention few values count.
-    read, n, tiles, sharp = np.int64(0), 0, 0, i8(w, FOUND)[h, 5] != 0
+    read, n, tiles, sharp = np.int64(0), NONE, NONE, i8(w, FOUND)[h, 5] != 0
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
             continue
-        s, c = places[i], np.int64(clusters[i])
         keys, size = _place_of(w, h, i, stored)
         read += size
-        if not is_plain(stored):
-            _score_centre(w, h, s, c, kind, centre, shared)
-        for t in range(size):
-            key, value = keys + t * width, keys + (size + t) * width
-            for line in range(0, width, LINE):
-                touch(key + line)
-                if not sharp:
-                    touch(value + line)
-            at[tiles % 2, 0, n], at[tiles % 2, 1, n] = key, value
-            if not is_plain(stored):
-                at[tiles % 2, 2, n] = keys + 2 * (size * width + t * scales)
-                touch(at[tiles % 2, 2, n])
-                base[tiles % 2, :, n] = shared
-            n += 1
+        for line in range(0, size * width if sharp else 2 * size * width, LINE):
+            touch(keys + line)
+        first = NONE
+        while first < size:
+            taken = min(size - first, TILE - n)
+            _list_cluster(w, h, kind, stored, task, tiles % 2, n, i, keys, size, first, taken)
+            first += taken
+            n += taken
             if n == TILE:
                 if tiles > 0:
-                    read += _add_tokens(
-                        q,
-                        h * count,
-                        at[(tiles + 1) % 2],
-                        base[(tiles + 1) % 2],
-                        TILE,
-                        top,
-                        mass,
-                        total,
-                        scores,
-                        rows,
-                        threshold,
-                        scales,
-                        stored,
-                    )
+                    read += _add_tokens(w, q, task, (tiles + 1) % 2, n, threshold, stored)
                 tiles += 1
-                n = 0
-    for tile in range(max(0, tiles - 1), tiles + 1):
-        read += _add_tokens(
-            q,
-            h * count,
-            at[tile % 2],
-            base[tile % 2],
-            TILE if tile < tiles else n,
-            top,
-            mass,
-            total,
-            scores,
-            rows,
-            threshold,
-            scales,
-            stored,
-        )
-    return read
+                n = NONE
+    if tiles > 0:
+        read += _add_tokens(w, q, task, (tiles + 1) % 2, np.int64(TILE), threshold, stored)
+    return read + _add_tokens(w, q, task, tiles % 2, n, threshold, stored)
 
 
 @jit()
 def attend_steady(w, kept, task):
     """Part of pass 1: a part of the steady zone of one head begins the sums of that part."""
-    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
-    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
-    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
-    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
-    scores = f4(w, PART_SCORES)[task * count : (task + 1) * count]
-    at = i8(w, PART_AT)[6 * task : 6 * task + 3]
+    h, part, parts = task // w[PARTS], task % w[PARTS], w[PARTS]
+    top, mass, total = _sums(w, task)
     top[:], mass[:], total[:] = np.float32(-np.inf), np.float32(0.0), np.float32(0.0)
-    width, none = w[DIM] * kept.itemsize, np.float32(0.0)
+    keys, values, _, _, _ = _lines(w, task, NONE)
+    width = w[DIM] * kept.itemsize
     first, stop = w[STEADY_TOKENS] * part // parts, w[STEADY_TOKENS] * (part + 1) // parts
     for t in range(first, stop, TILE):
-        n = min(TILE, stop - t)
+        n = min(np.int64(TILE), stop - t)
         for i in range(n):
             place = h * w[STEADY_STRIDE] + (t + i) * width
-            at[0, i], at[1, i] = w[STEADY_K] + place, w[STEADY_V] + place
-        _add_tokens(
-            f4(w, Q), h * count, at, scores, n, top, mass, total, scores, rows, none, NONE, kept
-        )
+            keys[i], values[i] = w[STEADY_K] + place, w[STEADY_V] + place
+        _add_tokens(w, f4(w, Q), task, NONE, n, np.float32(0.0), kept)
+
+
+@jit()
+def _add_fine(w, h, kind, task, shrink, threshold):
+    """The estimated clusters among the candidates of a part; returns the value sums read."""
+    part, parts, table, found = task % w[PARTS], w[PARTS], i8(w, TABLE), i8(w, FOUND)[h]
+    places, clusters = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h]
+    sizes, zones, line, read = i4(w, SIZE)[h], i4(w, ZONE)[h], w[DIM] * kind.itemsize, NONE
+    shares = f4(w, FINE_MASS)[h * w[GROUP] : (h + 1) * w[GROUP]]
+    _, at, _, which, _ = _lines(w, task, NONE)
+    factors = f4(w, PART_LINE)[2 * task + 1]
+    start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
+    for first in range(start, stop, TILE):
+        n = min(np.int64(TILE), stop - first)
+        n = _weigh(w, task, shares, first, n, zones, ESTIMATED, shrink, threshold)
+        for i in range(n):
+            entry = first + which[i]
+            s, c = places[entry], np.int64(clusters[entry])
+            held = table[s, S_CLUSTERS]
+            at[i] = table[s, FINE + 1] + (h * held + c) * line
+            factor = np.float32(1.0) / np.float32(sizes[entry])
+            if w[SCALED]:
+                factor *= to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 1])
+            factors[which[i]] = factor
+        _add_sums(w, task, n, kind)
+        read += n
+    return read
+
+
+@jit()
+def _add_coarse(w, h, kind, task, shrink, threshold):
+    """The groups of a part that are not descended into; returns the value sums read."""
+    part, parts, table, line = task % w[PARTS], w[PARTS], i8(w, TABLE), w[DIM] * kind.itemsize
+    shares = f4(w, COARSE_MASS)[h * w[GROUP] : (h + 1) * w[GROUP]]
+    zones, sizes, read = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h], NONE
+    _, at, _, which, _ = _lines(w, task, NONE)
+    factors = f4(w, PART_LINE)[2 * task + 1]
+    for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
+        groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
+        scales = scales_of(w, h, table[s, COARSE + 2], groups)
+        for m in range(0, groups, TILE):
+            n = min(np.int64(TILE), groups - m)
+            n = _weigh(w, task, shares, before + m, n, zones, DROPPED, shrink, threshold)
+            for i in range(n):
+                place = m + which[i]
+                at[i] = table[s, COARSE + 1] + (h * groups + place) * line
+                factor = np.float32(1.0) / np.float32(sizes[before + place])
+                if w[SCALED]:
+                    factor *= to_float(scales[place, 1])
+                factors[which[i]] = factor
+            _add_sums(w, task, n, kind)
+            read += n
+    return read
 
 
 @jit()
 def attend(w, kind, stored, task):
     """Pass 5: exact and estimated attention of a part of the clusters of one head."""
-    h, part, parts, count = task // w[PARTS], task % w[PARTS], w[PARTS], w[GROUP]
-    table, found, one = i8(w, TABLE), i8(w, FOUND)[h], np.float32(1.0)
-    places, clusters = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h]
-    sizes, zones, z = i4(w, SIZE)[h], i4(w, ZONE)[h], f4(w, Z)[h]
-    threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, found[3]))
-    top, mass = f4(w, PART_TOP)[task], f4(w, PART_MASS)[task]
-    rows = f4(w, PART_ROWS)[task * BLOCK : (task + 1) * BLOCK]
-    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
-    weights = f4(w, PART_SCORES)[task * count : (task + 1) * count]
+    h, count, (top, mass, total) = task // w[PARTS], w[GROUP], _sums(w, task)
+    z, shrink = f4(w, Z)[h], f4(w, PART_SHARED)[task]
+    threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, i8(w, FOUND)[h, 3]))
     rows_read = _attend_exactly(w, kind, stored, task)
-    line = w[DIM] * kind.itemsize
-    shrink = np.empty(count, np.float32)
     for g in range(count):
-        if z[g] > top[g]:
-            less = exp(top[g] - z[g])
-            mass[g] *= less
-            for d in range(total.shape[1]):
-                total[g, d] *= less
-            top[g] = z[g]
+        _raise_top(z[g], g, top, mass, total)
         shrink[g] = exp(z[g] - top[g])
     f4(w, PART_EXACT)[task, :] = mass
-    sums_read, at, factors = np.int64(0), i8(w, PART_AT)[6 * task], np.empty(TILE, np.float32)
-    listed, shares = np.empty(TILE, np.int64), f4(w, FINE_MASS)[h * count : (h + 1) * count]
-    start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
-    for first in range(start, stop, TILE):
-        n = min(TILE, stop - first)
-        n = _weigh(shares, first, n, zones, ESTIMATED, shrink, mass, weights, listed, threshold)
-        for i in range(n):
-            entry = first + listed[i]
-            s, c = places[entry], np.int64(clusters[entry])
-            held = table[s, S_CLUSTERS]
-            at[i] = table[s, FINE + 1] + (h * held + c) * line
-            factors[i] = one / np.float32(sizes[entry])
-            if w[SCALED]:
-                factors[i] *= to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 1])
-        _add_sums(at, factors, n, weights, rows, total, kind)
-        sums_read += n
+    sums_read = _add_fine(w, h, kind, task, shrink, threshold)
     if w[TWO_LEVEL]:
-        shares = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
-        zones, sizes = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h]
-        for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
-            groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
-            scales = scales_of(w, h, table[s, COARSE + 2], groups)
-            for m in range(0, groups, TILE):
-                n, first = min(TILE, groups - m), before + m
-                n = _weigh(
-                    shares, first, n, zones, DROPPED, shrink, mass, weights, listed, threshold
-                )
-                for i in range(n):
-                    place = m + listed[i]
-                    at[i] = table[s, COARSE + 1] + (h * groups + place) * line
-                    factors[i] = one / np.float32(sizes[before + place])
-                    if w[SCALED]:
-                        factors[i] *= to_float(scales[place, 1])
-                _add_sums(at, factors, n, weights, rows, total, kind)
-                sums_read += n
+        sums_read += _add_coarse(w, h, kind, task, shrink, threshold)
     width = row_bytes(w, stored) + scale_bytes(w, stored)
     i8(w, PART_BYTES)[0, task] = rows_read * width + sums_read * w[DIM] * kind.itemsize
 

@@ -17,6 +17,7 @@ Per KV head, for the queries that share it (ARCHITECTURE.md, "The wave cache"):
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,11 +126,23 @@ def wave_attention(
 ) -> StepAnswer:
     """See `Kernel`; at least one segment. The answer is valid until this thread's next step."""
     kernel: Kernel = wave_attention_reference
-    if q.device.type == "cuda" and steady[0].shape[1] > 0:
-        from .wave_attention_triton import wave_attention_triton as kernel
-    elif q.device.type == "cpu" and compiled():
-        from .wave_attention_numba import wave_attention_numba as kernel
+    if q.device.type != "cuda" or steady[0].shape[1] > 0:
+        kernel = _kernel(q.device.type)
     return kernel(q, steady, segments, selection, scale=scale, fetch=fetch)
+
+
+@functools.cache
+def _kernel(device: str) -> Kernel:
+    """Looked for once: with cold caches an import statement takes as long as scoring a segment."""
+    if device == "cuda":
+        from .wave_attention_triton import wave_attention_triton
+
+        return wave_attention_triton
+    if device == "cpu" and compiled():
+        from .wave_attention_numba import wave_attention_numba
+
+        return wave_attention_numba
+    return wave_attention_reference
 
 
 def log_mass(scores: Tensor, log_sizes: Tensor, variance: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from .wave_attend_numba import attend, attend_steady, merge_parts
 from .wave_attention import BUCKETS, NEGLIGIBLE_SUMS, NEGLIGIBLE_VALUES, Selection, StepAnswer
 from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
-    BLOCK,
     BUCKET_MASS,
     BUCKET_NUMBER,
     BUCKET_TOKENS,
@@ -52,9 +51,11 @@ from .wave_words_numba import (
     PART_BYTES,
     PART_CENTRE,
     PART_EXACT,
+    PART_LINE,
     PART_MASS,
     PART_ROWS,
     PART_SCORES,
+    PART_SHARED,
     PART_SUM,
     PART_TOP,
     PARTS,
@@ -354,9 +355,11 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (PART_EXACT, np.float32, tasks, group),
         (PART_SUM, np.float32, tasks * group, dim),
         (PART_SCORES, np.float32, tasks * group, TILE),
-        (PART_ROWS, np.float32, tasks * BLOCK, dim),
+        (PART_ROWS, np.float32, tasks * TILE, dim),
         (PART_BYTES, np.int64, 1, tasks),
-        (PART_AT, np.int64, 6 * tasks, TILE),
+        (PART_AT, np.int64, 10 * tasks, TILE),
+        (PART_LINE, np.float32, 2 * tasks, TILE),
+        (PART_SHARED, np.float32, tasks, group),
         (PART_BASE, np.float32, 2 * tasks * group, TILE),
         (PART_CENTRE, np.float32, tasks, dim),
         (OUT, np.float32, heads, dim),

@@ -1,57 +1,15 @@
-"""Rows of the index and the store as float32, four at a time, and what is multiplied with them."""
+"""Products with rows as a store holds them: coded ones are decoded on the way."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from numba import carray, types
+from numba.extending import overload
 
 from .codecs import CUBIC, LINEAR
 from .jit_numba import jit, pointer, to_float
-from .wave_words_numba import BLOCK, group_dims, is_int4, is_plain
-
-
-@jit()
-def load(source, first, stop, rows):
-    """rows[i] = source[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
-    for i in range(BLOCK):
-        if first + i < stop:
-            for d in range(rows.shape[1]):
-                rows[i, d] = to_float(source[first + i, d])
-        else:
-            for d in range(rows.shape[1]):
-                rows[i, d] = np.float32(0.0)
-
-
-@jit()
-def load_at(addresses, first, stop, rows, stored):
-    """rows[i] = the row at addresses[first + i] as float32 for BLOCK rows; 0 from `stop` on."""
-    dim = rows.shape[1]
-    for i in range(BLOCK):
-        if first + i < stop:
-            row = carray(pointer(addresses[first + i]), dim, stored.dtype)
-            for d in range(dim):
-                rows[i, d] = to_float(row[d])
-        else:
-            for d in range(dim):
-                rows[i, d] = np.float32(0.0)
-
-
-@jit()
-def load_stored(addresses, scales, first, stop, rows, stored):
-    """rows[i] = the stored key or value at addresses[first + i]; 0 from `stop` on.
-
-    Of a coded key that is the difference to its centre, in int4 rotated. Scales are at the address
-    scales[first + i].
-    """
-    if is_plain(stored):
-        load_at(addresses, first, stop, rows, stored)
-        return
-    for i in range(BLOCK):
-        if first + i >= stop:
-            for d in range(rows.shape[1]):
-                rows[i, d] = np.float32(0.0)
-        else:
-            load_coded(addresses[first + i], scales[first + i], rows[i], stored)
+from .tiles_numba import add_rows, address, dots
+from .wave_words_numba import group_dims, is_int4
 
 
 @jit()
@@ -106,48 +64,95 @@ def turn(rows):
             row[d] *= factor
 
 
-@jit()
-def dots(q, first, count, rows, out, at, n):
-    """out[g, at + i] = q[first + g] . rows[i] for n <= BLOCK rows.
+def stored_dots(q, first, count, at, scales, n, out, rows, lines, stored):
+    """out[g, t] = q[first + g] . the key at address at[t] of n <= TILE, its scales at scales[t].
 
-    Two queries x and y at a time: that many sums stay in registers, a row is loaded once for both.
+    A coded key is the difference to its centre, in int4 rotated. `rows` float32 [TILE, D] and
+    `lines` [TILE] are room to work in.
     """
-    for g in range(0, count, 2):
-        other = min(g + 1, count - 1)
-        x0 = x1 = x2 = x3 = y0 = y1 = y2 = y3 = np.float32(0.0)
-        for d in range(rows.shape[1]):
-            x, y = q[first + g, d], q[first + other, d]
-            x0 += x * rows[0, d]
-            x1 += x * rows[1, d]
-            x2 += x * rows[2, d]
-            x3 += x * rows[3, d]
-            y0 += y * rows[0, d]
-            y1 += y * rows[1, d]
-            y2 += y * rows[2, d]
-            y3 += y * rows[3, d]
-        out[g, at], out[other, at] = x0, y0
-        if n > 1:
-            out[g, at + 1], out[other, at + 1] = x1, y1
-        if n > 2:
-            out[g, at + 2], out[other, at + 2] = x2, y2
-        if n > 3:
-            out[g, at + 3], out[other, at + 3] = x3, y3
+    raise NotImplementedError
+
+
+@overload(stored_dots)
+def _stored_dots(q, first, count, at, scales, n, out, rows, lines, stored):
+    if stored.dtype == types.uint8:
+        return _dots_int4
+    if stored.dtype == types.int8:
+        return _dots_int8
+    return _dots_plain
+
+
+def _dots_plain(q, first, count, at, scales, n, out, rows, lines, stored):
+    dots(q, first, count, at, n, out, np.int64(0), stored)
+
+
+def _dots_int8(q, first, count, at, scales, n, out, rows, lines, stored):
+    dots(q, first, count, at, n, out, np.int64(0), stored)
+    _scale_columns(out, count, scales, n, rows[0])
+
+
+def _dots_int4(q, first, count, at, scales, n, out, rows, lines, stored):
+    _unpack(at, scales, n, rows, lines)
+    dots(q, first, count, lines, n, out, np.int64(0), rows)
+
+
+def add_stored(weights, which, at, scales, n, total, rows, lines, stored):
+    """total[g] += the sum over i < n <= TILE of weights[g, which[i]] * the value at address at[i].
+
+    Its scales are at scales[i]; weights may be changed; `rows` and `lines` as for `stored_dots`.
+    """
+    raise NotImplementedError
+
+
+@overload(add_stored)
+def _add_stored(weights, which, at, scales, n, total, rows, lines, stored):
+    if stored.dtype == types.uint8:
+        return _add_int4
+    if stored.dtype == types.int8:
+        return _add_int8
+    return _add_plain
+
+
+def _add_plain(weights, which, at, scales, n, total, rows, lines, stored):
+    add_rows(weights, which, at, n, total, stored)
+
+
+def _add_int8(weights, which, at, scales, n, total, rows, lines, stored):
+    _scale_listed(weights, which, scales, n)
+    add_rows(weights, which, at, n, total, stored)
+
+
+def _add_int4(weights, which, at, scales, n, total, rows, lines, stored):
+    _unpack(at, scales, n, rows, lines)
+    add_rows(weights, which, lines, n, total, rows)
 
 
 @jit()
-def add_rows(weights, at, rows, total):
-    """total[g] += sum over BLOCK rows of weights[g, at + i] * rows[i]; two queries at a time."""
-    count = total.shape[0]
-    for g in range(0, count - 1, 2):
-        o = g + 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        y0, y1, y2, y3 = weights[o, at], weights[o, at + 1], weights[o, at + 2], weights[o, at + 3]
-        for d in range(total.shape[1]):
-            r0, r1, r2, r3 = rows[0, d], rows[1, d], rows[2, d], rows[3, d]
-            total[g, d] += x0 * r0 + x1 * r1 + x2 * r2 + x3 * r3
-            total[o, d] += y0 * r0 + y1 * r1 + y2 * r2 + y3 * r3
-    if count % 2:
-        g = count - 1
-        x0, x1, x2, x3 = weights[g, at], weights[g, at + 1], weights[g, at + 2], weights[g, at + 3]
-        for d in range(total.shape[1]):
-            total[g, d] += x0 * rows[0, d] + x1 * rows[1, d] + x2 * rows[2, d] + x3 * rows[3, d]
+def _scale_at(address):
+    return to_float(carray(pointer(address), 1, np.uint16)[0])
+
+
+@jit()
+def _scale_columns(out, count, scales, n, factors):
+    """out[g, t] *= the scale at scales[t]."""
+    for t in range(n):
+        factors[t] = _scale_at(scales[t])
+    for g in range(count):
+        for t in range(n):
+            out[g, t] *= factors[t]
+
+
+@jit()
+def _scale_listed(weights, which, scales, n):
+    for i in range(n):
+        scale = _scale_at(scales[i])
+        for g in range(len(weights)):
+            weights[g, which[i]] *= scale
+
+
+@jit()
+def _unpack(at, scales, n, rows, lines):
+    """rows[i] = what is coded in int4 at at[i]; lines[i] is its address."""
+    for i in range(n):
+        _load_int4(at[i], scales[i], rows[i])
+        lines[i] = address(rows) + i * rows.shape[1] * 4

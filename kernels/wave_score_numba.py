@@ -6,11 +6,11 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
+from .tiles_numba import address, dots, highest
 from .wave_attention import BUCKETS
-from .wave_rows_numba import dots, load, turn
+from .wave_rows_numba import turn
 from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
-    BLOCK,
     BUCKET_TOKENS,
     CLUSTER,
     COARSE,
@@ -100,20 +100,21 @@ def _bases(w, h, s, base):
 
 
 @jit()
-def _products(w, h, s, level, start, stop, out, at, factors, variances, rows, kind):
+def _products(w, h, s, level, start, stop, out, at, factors, variances, lines, kind):
     """Queries times centroids of clusters (or groups) start ... stop of segment s: out[g, at ...].
 
-    Also what `finish` needs of each, from factors[0] and variances[0] on.
+    Also what `finish` needs of each, from factors[0] and variances[0] on; `lines` is room for as
+    many addresses.
     """
     table, q = i8(w, TABLE), f4(w, Q)
     held = table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS]
     centroids = rows_of(w, h, table[s, level], held, kind)
     scales = scales_of(w, h, table[s, level + 2], held)
     spreads = carray(pointer(table[s, level + 3] + h * held * 2), held, np.uint16)
-    for c in range(start, stop, BLOCK):
-        load(centroids, c, stop, rows)
-        dots(q, h * w[GROUP], w[GROUP], rows, out, at + c - start, stop - c)
-    n = stop - start
+    line, n = w[DIM] * kind.itemsize, stop - start
+    for i in range(n):
+        lines[i] = address(centroids) + (start + i) * line
+    dots(q, h * w[GROUP], w[GROUP], lines, n, out, at, kind)
     factors[:n], variances[:n] = np.float32(1.0), np.float32(0.0)
     if w[SCALED]:
         for c in range(n):
@@ -147,9 +148,7 @@ def finish(scores, factors, variances, logs, shift, norm):
 def _lse(masses, n, lse):
     """lse[g] = log(e^lse[g] + sum of e^masses[g, :n])."""
     for g in range(len(lse)):
-        top = lse[g]
-        for i in range(n):
-            top = max(top, masses[g, i])
+        top = max(lse[g], highest(masses[g, :n]))
         if top == -np.inf:
             continue
         total = np.float32(0.0)
@@ -184,10 +183,10 @@ def _ranks(masses, z, n, out):
 def score_first(w, kind, task):
     """Pass 1: the groups and singles of one segment for one head."""
     h, s = task // w[SEGMENTS], task % w[SEGMENTS]
-    count, rows = w[GROUP], np.empty((BLOCK, w[DIM]), np.float32)
-    table, logs_of = i8(w, TABLE), f4(w, LOGS)[0]
+    count, table, logs_of = w[GROUP], i8(w, TABLE), f4(w, LOGS)[0]
     clusters, groups, singles = table[s, S_CLUSTERS], table[s, S_GROUPS], table[s, S_SINGLES]
     base, n = np.empty(count, np.float32), max(groups, singles)
+    lines = np.empty(n, np.int64)
     logs, factors, variances = (
         np.empty(n, np.float32),
         np.empty(n, np.float32),
@@ -204,12 +203,12 @@ def score_first(w, kind, task):
             zones[before + m] = DROPPED
             logs[m] = logs_of[held]
         masses = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
-        _products(w, h, s, COARSE, NONE, groups, masses, before, factors, variances, rows, kind)
+        _products(w, h, s, COARSE, NONE, groups, masses, before, factors, variances, lines, kind)
         _log_masses(w, h, masses, before, before + groups, factors, variances, logs, base)
     logs[:singles] = np.float32(0.0)
     masses = f4(w, SINGLE_MASS)[h * count : (h + 1) * count]
     before, first = table[s, S_SINGLES_BEFORE], clusters - singles
-    _products(w, h, s, FINE, first, clusters, masses, before, factors, variances, rows, kind)
+    _products(w, h, s, FINE, first, clusters, masses, before, factors, variances, lines, kind)
     _log_masses(w, h, masses, before, before + singles, factors, variances, logs, base)
 
 
@@ -357,7 +356,8 @@ def score_found(w, kind, task):
     n, logs_of, table = i8(w, FOUND)[h, 0], f4(w, LOGS)[0], i8(w, TABLE)
     line = w[DIM] * kind.itemsize
     at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
-    base, rows, n = np.empty(count, np.float32), np.empty((BLOCK, w[DIM]), np.float32), end - at
+    base, n = np.empty(count, np.float32), end - at
+    lines = np.empty(n, np.int64)
     logs, factors, variances = (
         np.empty(n, np.float32),
         np.empty(n, np.float32),
@@ -388,7 +388,7 @@ def score_found(w, kind, task):
                 at,
                 factors[at - first :],
                 variances[at - first :],
-                rows,
+                lines,
                 kind,
             )
             at += run

@@ -11,8 +11,6 @@ from .jit_numba import jit, pointer
 
 TILE = 32
 """Tokens of a cluster whose logits are held at once."""
-BLOCK = 4
-"""Rows that one loop over dimensions multiplies."""
 LINE = 64
 """Bytes of a cache line."""
 PIECES = 8
@@ -79,13 +77,13 @@ PART_MASS = np.int64(88)  # float32 [T, G]
 PART_EXACT = np.int64(91)  # float32 [T, G]
 PART_SUM = np.int64(94)  # float32 [T * G, D]
 PART_SCORES = np.int64(97)  # float32 [T * G, TILE]
-PART_ROWS = np.int64(100)  # float32 [T * BLOCK, D]
+PART_ROWS = np.int64(100)  # float32 [T * TILE, D]: rows of int4, decoded
 PART_BYTES = np.int64(103)  # int64 [1, T]
 OUT = np.int64(106)  # float32 [Hq, D]
 EXACT = np.int64(109)  # float32 [1, Hq]
 TOKENS = np.int64(112)  # int64 [1, H]: retrieved
 BYTES = np.int64(115)  # int64 [1, H]
-# int64 [T * 6, TILE]: addresses, two tiles of keys, values and scales
+# int64 [T * 10, TILE]: of two tiles addresses of keys, values, scales, columns, addresses
 PART_AT = np.int64(118)
 LSE_EXACT = np.int64(121)  # float32 [1, Hq]
 # int64 [3, H]: whether a head's clusters are chosen, its parts that are taken, those that are done
@@ -96,7 +94,9 @@ PART_CENTRE = np.int64(133)  # float32 [T, D]: a centre
 # int64 [H, candidates]: addresses of the retrieved; no rows where all are where the table says
 PLACE = np.int64(136)
 LSE = np.int64(139)  # float32 [1, Hq]: log of the whole mass
-WORDS = 142
+PART_LINE = np.int64(142)  # float32 [T * 2, TILE]: the heaviest weight, factors, of each column
+PART_SHARED = np.int64(145)  # float32 [T, G]: a number for each query
+WORDS = 148
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)

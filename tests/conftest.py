@@ -17,6 +17,11 @@ if not torch.cuda.is_available():
     # Has to be said before Triton is imported for the first time: kernels are interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the processors, and so do the programs that they start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _isolated(

@@ -1,0 +1,359 @@
+"""Products of a few queries with stored rows, written for vector registers.
+
+Loops over dimensions as numba gives them to its compiler keep few sums in registers. These are
+given to it as vector instructions, of which LLVM makes what the processor has: a tile is some
+queries times some rows, or some queries times some dimensions, whose sums all stay in registers.
+Rows are read where they lie, as they are stored (`to_float`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jit_numba import jit, pointer, to_float
+
+Value = Any
+"""Of LLVM's language."""
+
+
+def _registers() -> tuple[int, int]:
+    """Floats in a vector register of the processor at hand, and how many registers it has."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 32
+    if features.get("avx"):
+        return 8, 16
+    return 4, 32 if features.get("neon") else 16
+
+
+LANES, _REGISTERS = _registers()
+QUERIES = 4
+"""Queries of a tile, at most."""
+ROWS = 4 if _REGISTERS > 16 else 2
+"""Rows of a tile of logits; registers of dimensions of a tile of sums."""
+
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_FLOATS = ir.VectorType(_F32, LANES)
+_INTS = ir.VectorType(_I32, LANES)
+_FAST = ("reassoc", "contract", "arcp", "nsz", "afn")
+
+
+@jit()
+def address(array):
+    """Of an array's first element."""
+    return np.int64(array.ctypes.data)
+
+
+@jit()
+def dots(q, first, count, rows, n, out, at, stored):
+    """out[g, at + i] = q[first + g] . the row at address rows[i], for g < count and i < n.
+
+    q float32 [.., D] and out float32 contiguous; rows of D elements of the dtype of `stored`.
+    """
+    dim = q.shape[1]
+    whole = dim // LANES * LANES
+    _dots(
+        address(q) + first * q.shape[1] * 4,
+        q.shape[1] * 4,
+        count,
+        address(rows),
+        n,
+        whole,
+        address(out) + at * 4,
+        out.shape[1] * 4,
+        stored,
+    )
+    for i in range(n if whole < dim else 0):
+        row = carray(pointer(rows[i]), dim, stored.dtype)
+        for g in range(count):
+            for d in range(whole, dim):
+                out[g, at + i] += q[first + g, d] * to_float(row[d])
+
+
+@jit()
+def add_rows(weights, which, rows, n, total, stored):
+    """total[g] += the sum over i < n of weights[g, which[i]] * the row at address rows[i].
+
+    weights and total [.., D] float32, contiguous; rows of D elements of the dtype of `stored`.
+    """
+    dim = total.shape[1]
+    whole = dim // LANES * LANES
+    _add_rows(
+        address(weights),
+        weights.shape[1] * 4,
+        address(which),
+        address(rows),
+        n,
+        whole,
+        address(total),
+        total.shape[1] * 4,
+        total.shape[0],
+        stored,
+    )
+    for i in range(n if whole < dim else 0):
+        row = carray(pointer(rows[i]), dim, stored.dtype)
+        for g in range(total.shape[0]):
+            for d in range(whole, dim):
+                total[g, d] += weights[g, which[i]] * to_float(row[d])
+
+
+@jit()
+def highest(values):
+    """The largest of a contiguous float32 array; -inf of none. NaN are not seen."""
+    whole = len(values) // LANES * LANES
+    found = _highest(address(values), whole) if whole else np.float32(-np.inf)
+    for i in range(whole, len(values)):
+        found = max(found, values[i])
+    return found
+
+
+class _Code:
+    """A function in the making."""
+
+    def __init__(self, builder: Value) -> None:
+        self.builder = builder
+
+    @contextmanager
+    def loop(self, start: Value, stop: Value, step: int) -> Iterator[Value]:
+        with cgutils.for_range_slice(self.builder, start, stop, _I64(step), _I64) as (i, _):
+            yield i
+
+    def at(self, base: Value, index: Value, size: Value | int) -> Value:
+        """The address of element `index` of `size` bytes."""
+        size = _I64(size) if isinstance(size, int) else size
+        return self.builder.add(base, self.builder.mul(index, size))
+
+    def load(self, kind: Value, address: Value) -> Value:
+        place = self.builder.inttoptr(address, ir.PointerType())
+        return self.builder.load(place, align=1, typ=kind)
+
+    def store(self, value: Value, address: Value) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, ir.PointerType()), align=4)
+
+    def row(self, address: Value, element: Any) -> Value:
+        """A register of stored elements as float32: `to_float` of each."""
+        builder = self.builder
+        if element == types.float32:
+            return self.load(_FLOATS, address)
+        if element == types.int16:
+            halves = self.load(ir.VectorType(ir.HalfType(), LANES), address)
+            return builder.fpext(halves, _FLOATS)
+        if element == types.uint16:
+            bits = self.load(ir.VectorType(ir.IntType(16), LANES), address)
+            sixteen = ir.Constant(_INTS, [16] * LANES)
+            return builder.bitcast(builder.shl(builder.zext(bits, _INTS), sixteen), _FLOATS)
+        assert element == types.int8, element
+        steps = self.load(ir.VectorType(ir.IntType(8), LANES), address)
+        return builder.sitofp(builder.sext(steps, _INTS), _FLOATS)
+
+    def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
+        """x * y + total, one instruction where there is one."""
+        return self.builder.fadd(self.builder.fmul(x, y, flags=_FAST), total, flags=_FAST)
+
+    def spread(self, value: Value) -> Value:
+        """A float32 in all lanes."""
+        none = ir.Constant(_FLOATS, ir.Undefined)
+        return self.builder.shuffle_vector(
+            self.builder.insert_element(none, value, _I32(0)), none, ir.Constant(_INTS, None)
+        )
+
+    def lanes(self, one: Value, other: Value, wanted: list[int]) -> Value:
+        mask = ir.Constant(ir.VectorType(_I32, len(wanted)), wanted)
+        return self.builder.shuffle_vector(one, other, mask)
+
+    def neighbours(self, one: Value, other: Value) -> Value:
+        """Sums of neighbouring lanes of `one`, then of `other`."""
+        length = one.type.count * (1 if one is other else 2)
+        even, odd = (self.lanes(one, other, list(range(i, length, 2))) for i in (0, 1))
+        return self.builder.fadd(even, odd, flags=_FAST)
+
+    def sums(self, registers: list[Value]) -> list[Value]:
+        """The sums of a number, a power of two, of registers, in order, in as few as hold them."""
+        wanted = len(registers)
+        while len(registers) > 1 and wanted // len(registers) < LANES:
+            pairs = zip(registers[::2], registers[1::2], strict=True)
+            registers = [self.neighbours(*pair) for pair in pairs]
+        while sum(register.type.count for register in registers) > wanted:
+            registers = [self.neighbours(register, register) for register in registers]
+        return registers
+
+
+def _function(
+    builder: Value, name: str, arguments: int, write: Callable[[_Code, list[Value]], None]
+) -> Value:
+    """The function of this name, of so many int64, in the builder's module; written once."""
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [_I64] * arguments), name
+    )
+    if function.is_declaration:
+        function.linkage = "internal"
+        inside = ir.IRBuilder(function.append_basic_block())
+        write(_Code(inside), list(function.args))
+        inside.ret_void()
+    return function
+
+
+def _by_count(code: _Code, count: Value, write: Callable[[int], None]) -> None:
+    """Writes code for 1 ... QUERIES queries, of which `count` says what is run."""
+    for queries in range(1, QUERIES + 1):
+        same = code.builder.icmp_signed("==", count, _I64(queries))
+        with code.builder.if_then(same):
+            write(queries)
+
+
+def _least(builder: Value, one: Value, other: Value) -> Value:
+    return builder.select(builder.icmp_signed("<", one, other), one, other)
+
+
+def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
+    q, q_stride, count, rows, n, dim, out, out_stride = arguments
+    builder, size = code.builder, element.bitwidth // 8
+
+    def tile(queries: int, g: Value, i: Value, left: Value) -> None:
+        sums = [
+            cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, None))
+            for _ in range(queries * ROWS)
+        ]
+        asked = [code.at(q, builder.add(g, _I64(j)), q_stride) for j in range(queries)]
+        # Beyond the last row that one is read again.
+        held = [_least(builder, _I64(r), builder.sub(left, _I64(1))) for r in range(ROWS)]
+        places = [code.load(_I64, code.at(rows, builder.add(i, r), 8)) for r in held]
+        with code.loop(_I64(0), dim, LANES) as d:
+            read = [code.row(code.at(place, d, size), element) for place in places]
+            for j, query in enumerate(asked):
+                x = code.load(_FLOATS, code.at(query, d, 4))
+                for r, y in enumerate(read):
+                    total = sums[j * ROWS + r]
+                    builder.store(code.multiply_add(x, y, builder.load(total)), total)
+        registers = [builder.load(total) for total in sums]
+        while len(registers) & (len(registers) - 1):
+            registers.append(ir.Constant(_FLOATS, None))
+        found = code.sums(registers)
+        places = [
+            code.at(code.at(out, builder.add(g, _I64(j)), out_stride), i, 4) for j in range(queries)
+        ]
+        each = found[0].type.count
+        parts = [
+            (found[j * ROWS // each], list(range(j * ROWS % each, j * ROWS % each + ROWS)))
+            for j in range(queries)
+        ]
+        with builder.if_else(builder.icmp_signed(">=", left, _I64(ROWS))) as (all_, some):
+            with all_:
+                for place, (register, lanes) in zip(places, parts, strict=True):
+                    code.store(code.lanes(register, register, lanes), place)
+            with some:
+                for r in range(ROWS - 1):
+                    with builder.if_then(builder.icmp_signed(">", left, _I64(r))):
+                        for place, (register, lanes) in zip(places, parts, strict=True):
+                            value = builder.extract_element(register, _I32(lanes[r]))
+                            code.store(value, builder.add(place, _I64(4 * r)))
+
+    with code.loop(_I64(0), n, ROWS) as i:
+        left = builder.sub(n, i)
+        with code.loop(_I64(0), count, QUERIES) as g:
+            some = _least(builder, builder.sub(count, g), _I64(QUERIES))
+            _by_count(code, some, lambda queries: tile(queries, g, i, left))
+
+
+def _write_add_rows(code: _Code, arguments: list[Value], element: Any) -> None:
+    weights, stride, which, rows, n, dim, total, total_stride, count = arguments
+    builder, size = code.builder, element.bitwidth // 8
+
+    def tile(queries: int, registers: int, g: Value, d: Value) -> None:
+        places = [
+            builder.add(
+                code.at(code.at(total, builder.add(g, _I64(j)), total_stride), d, 4),
+                _I64(4 * LANES * v),
+            )
+            for j in range(queries)
+            for v in range(registers)
+        ]
+        sums = [cgutils.alloca_once_value(builder, code.load(_FLOATS, place)) for place in places]
+        lines = [code.at(weights, builder.add(g, _I64(j)), stride) for j in range(queries)]
+        with code.loop(_I64(0), n, 1) as i:
+            row = code.at(code.load(_I64, code.at(rows, i, 8)), d, size)
+            read = [
+                code.row(builder.add(row, _I64(size * LANES * v)), element)
+                for v in range(registers)
+            ]
+            column = code.load(_I64, code.at(which, i, 8))
+            for j, line in enumerate(lines):
+                weight = code.spread(code.load(_F32, code.at(line, column, 4)))
+                for v, y in enumerate(read):
+                    held = sums[j * registers + v]
+                    builder.store(code.multiply_add(weight, y, builder.load(held)), held)
+        for place, held in zip(places, sums, strict=True):
+            code.store(builder.load(held), place)
+
+    wide = builder.sub(dim, builder.srem(dim, _I64(ROWS * LANES)))
+    for registers, start, stop in ((ROWS, _I64(0), wide), (1, wide, dim)):
+        with (
+            code.loop(start, stop, registers * LANES) as d,
+            code.loop(_I64(0), count, QUERIES) as g,
+        ):
+            some = _least(builder, builder.sub(count, g), _I64(QUERIES))
+            _by_count(code, some, lambda queries, v=registers, g=g, d=d: tile(queries, v, g, d))
+
+
+def _intrinsic_of(
+    name: str, arguments: int, write: Callable[[_Code, list[Value], Any], None]
+) -> Any:
+    """What generates a call of a function for the element type of the last argument."""
+
+    def generate(context: Any, builder: Value, signature: Any, given: Any) -> Value:
+        element = signature.args[-1].dtype
+        function = _function(
+            builder,
+            f"retrolocal_{name}_{element}",
+            arguments,
+            lambda code, values: write(code, values, element),
+        )
+        builder.call(function, given[:arguments])
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def _dots(typingctx, q, q_stride, count, rows, n, dim, out, out_stride, stored):
+    """`dots` for `dim` a multiple of LANES; addresses, and strides in bytes."""
+    signature = types.void(*[types.int64] * 8, stored)
+    return signature, _intrinsic_of("dots", 8, _write_dots)
+
+
+@intrinsic
+def _add_rows(typingctx, weights, stride, which, rows, n, dim, total, total_stride, count, stored):
+    """`add_rows` for `dim` a multiple of LANES; addresses, and strides in bytes."""
+    signature = types.void(*[types.int64] * 9, stored)
+    return signature, _intrinsic_of("add_rows", 9, _write_add_rows)
+
+
+@intrinsic
+def _highest(typingctx, values, n):
+    """`highest` of n float32 at an address, n a multiple of LANES and not 0."""
+
+    def generate(context, builder, signature, given):
+        code, (values, n) = _Code(builder), given
+        best = cgutils.alloca_once_value(builder, code.load(_FLOATS, values))
+        with code.loop(_I64(LANES), n, LANES) as i:
+            known, seen = builder.load(best), code.load(_FLOATS, code.at(values, i, 4))
+            more = builder.fcmp_ordered(">", seen, known)
+            builder.store(builder.select(more, seen, known), best)
+        known = builder.load(best)
+        while known.type.count > 1:
+            one, other = (
+                code.lanes(known, known, list(range(start, known.type.count, 2)))
+                for start in (0, 1)
+            )
+            known = builder.select(builder.fcmp_ordered(">", one, other), one, other)
+        return builder.extract_element(known, _I32(0))
+
+    return types.float32(types.int64, types.int64), generate
