@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .jit_numba import add_at, exp, jit, pointer, put, to_float
 from .team import together_compiled
-from .wave_rows_numba import add_rows, dots, load
-from .wave_words_numba import BLOCK
+from .tiles_numba import add_rows, dots
 
 TILE = 64
 """Keys whose scores are held at once."""
@@ -46,28 +45,26 @@ def attend(words, member):
 @jit()
 def _head(w, words, h, queries):
     count, dim, first = w[GROUP], w[DIM], h * w[GROUP]
-    before, shape = 2 * h * w[STRIDE], (w[COUNT], dim)
-    keys = carray(pointer(w[KEYS] + before), shape, queries.dtype)
-    values = carray(pointer(w[VALUES] + before), shape, queries.dtype)
+    keys, apart = w[KEYS] + 2 * h * w[STRIDE], w[VALUES] - w[KEYS]
     out = carray(pointer(w[OUT]), queries.shape, queries.dtype)
     lse = carray(pointer(w[LSE]), len(queries), np.float32)
     scale = np.float32(carray(pointer(words + 8 * SCALE), 1, np.float64)[0])
-    q, rows = np.empty((count, dim), np.float32), np.empty((BLOCK, dim), np.float32)
+    q, at, which = np.empty((count, dim), np.float32), np.empty(TILE, np.int64), np.arange(TILE)
     for g in range(count):
         for d in range(dim):
             q[g, d] = scale * to_float(queries[first + g, d])
     scores, total = np.empty((count, TILE), np.float32), np.zeros((count, dim), np.float32)
     top, mass = np.full(count, np.float32(-np.inf)), np.zeros(count, np.float32)
-    for start in range(0, len(keys), TILE):
-        n = min(TILE, len(keys) - start)
-        for t in range(0, n, BLOCK):
-            load(keys, start + t, len(keys), rows)
-            dots(q, 0, count, rows, scores, t, BLOCK)
+    for start in range(0, w[COUNT], TILE):
+        n = min(TILE, w[COUNT] - start)
+        for t in range(n):
+            at[t] = keys + 2 * (start + t) * dim
+        dots(q, 0, count, at, n, scores, 0, queries)
         for g in range(count):
             _weigh(scores[g], n, g, top, mass, total[g])
-        for t in range(0, n, BLOCK):
-            load(values, start + t, len(keys), rows)
-            add_rows(scores, t, rows, total)
+        for t in range(n):
+            at[t] += apart
+        add_rows(scores, which, at, n, total, queries)
     for g in range(count):
         lse[first + g] = top[g] + np.log(mass[g])
         for d in range(dim):
