@@ -1,7 +1,8 @@
 """Exact attention that also returns its log-sum-exp, so that partial results can be merged.
 
 Shapes have no batch dimension. `partial_attention` chooses; `partial_attention_reference` is the
-formula; on a CPU and, in 16 bits, on a GPU a fused kernel of PyTorch does the work.
+formula; on a CPU and, in 16 bits, on a GPU a fused kernel of PyTorch does the work. One query per
+head in 16 bits on a CPU, which is a decode step, has compiled code: `full_attention` chooses.
 `causal_attention` and `full_attention` take grouped queries, so that each KV head is read once for
 all queries that share it.
 """
@@ -13,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from .compiled import one_token
 from .merge import merge
 
 KEY_BLOCK = 4096
@@ -84,8 +86,25 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of queries q [Hq, Tq, D] to all keys k, v [Hkv, N, D], whatever their order."""
+    if k.shape[1] > 0 and k.dtype == q.dtype and one_token(q) and _in_rows(k, v):
+        from .attention_numba import one_query_attention
+
+        return one_query_attention(q, k, v, scale=scale)
+    return full_attention_reference(q, k, v, scale=scale)
+
+
+def full_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by `partial_attention`, on any device."""
     out, lse = partial_attention(grouped(q, k.shape[0]), k, v, scale=scale)
     return out.reshape(q.shape), lse.reshape(q.shape[:2])
+
+
+def _in_rows(k: Tensor, v: Tensor) -> bool:
+    """Whether the tokens of each head lie one after another, in both alike."""
+    rows = k.shape[2], 1
+    return k.stride()[1:] == rows and k.stride() == v.stride() and k.dtype == v.dtype
 
 
 def grouped(q: Tensor, kv_heads: int) -> Tensor:

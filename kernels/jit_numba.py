@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
@@ -37,26 +37,37 @@ def _cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+# No NaN or infinity promises: empty clusters weigh -inf.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
 def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` with fast mathematics and a cache in the user's directory.
 
     Only an `entry` can be called from Python: what the others would need for that takes as long to
     compile as they do.
     """
+    options = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "nogil": True}
+    return lambda function: _made(njit, function, **options)
+
+
+@functools.cache
+def task(function: Callable[[int, int], None]) -> Any:
+    """`function(words, member)` for others to call at its `address`, compiled as by `jit`.
+
+    It must not raise. The result is kept: the address is good as long as the process.
+    """
+    return _made(functools.partial(cfunc, "void(int64, int64)"), function)
+
+
+def _made(compiler: Callable[..., Any], function: Callable[..., Any], **options: bool) -> Any:
     folder = _cache_folder()
-    options = {"cache": folder is not None, "no_cpython_wrapper": not entry}
-    options["no_cfunc_wrapper"] = True
-    # No NaN or infinity promises: empty clusters weigh -inf.
-    fast = {"reassoc", "contract", "arcp", "nsz", "afn"}
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
-        try:
-            return njit(nogil=True, error_model="numpy", fastmath=fast, **options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-
-    return decorate
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
+    try:
+        options["cache"] = folder is not None
+        return compiler(error_model="numpy", fastmath=_FAST, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 @intrinsic
@@ -101,6 +112,17 @@ def _half(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def _half_bits(typingctx: Any, value: Any) -> Any:
+    """The 16 bits of the float16 nearest to a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = builder.fptrunc(arguments[0], ir.HalfType())
+        return builder.bitcast(half, context.get_value_type(types.int16))
+
+    return types.int16(types.float32), generate
+
+
+@intrinsic
 def touch(typingctx: Any, address: Any) -> Any:
     """Asks the processor to bring the cache line at an address."""
 
@@ -138,6 +160,36 @@ def _to_float(x):
     if x == types.int16:
         return lambda x: _half(x)
     return lambda x: np.float32(x)
+
+
+def put(row, i, value):
+    """row[i] = the float32 `value`, rounded to nearest: bfloat16 (as uint16), float16 (as int16)
+    or float32."""
+    raise NotImplementedError
+
+
+@overload(put)
+def _put(row, i, value):
+    if row.dtype == types.uint16:
+        return _put_bfloat16
+    if row.dtype == types.int16:
+        return _put_half
+    return _put_float
+
+
+def _put_bfloat16(row, i, value):
+    bits = np.uint32(bits_of(value))
+    # Ties to even; what is added to a NaN could make it an infinity.
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    row[i] = np.uint16(rounded if value == value else np.uint32(0x7FC0))
+
+
+def _put_half(row, i, value):
+    row[i] = _half_bits(value)
+
+
+def _put_float(row, i, value):
+    row[i] = value
 
 
 @jit()

@@ -1,11 +1,13 @@
 """Products with a weight matrix: where a decoder's time goes.
 
-`linear` chooses. PyTorch multiplies, but for one row in 16 bits on a CPU, which is a decode step:
+`linears` chooses. PyTorch multiplies, but for one row in 16 bits on a CPU, which is a decode step:
 that should take as long as reading the matrix does, and PyTorch's library takes several times as
 long (PERFORMANCE.md). Knows no model.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from torch import Tensor
 from .compiled import compiled
 
 SMALLEST = 1 << 20
-"""Numbers in a matrix from which on compiled code is called; a guess, smaller ones cost little."""
+"""Numbers in the matrices from which on compiled code is called; a guess."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,23 +24,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Sums are taken in float32 or wider and rounded once before the bias is added, or after.
     """
-    if x.shape[0] == 1 and weight.numel() >= SMALLEST and _read_in_place(x, weight):
-        from .linear_numba import linear_numba
-
-        return linear_numba(x, weight, bias)
-    return linear_reference(x, weight, bias)
+    return linears(x, [(weight, bias)])[0]
 
 
-def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linears(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    """The same with several matrices, which for one row is one piece of work."""
+    if x.shape[0] == 1 and _read_in_place(x, matrices):
+        from .linear_numba import linears_numba
+
+        return linears_numba(x, matrices)
+    return linears_reference(x, matrices)
+
+
+def linears_reference(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
     """The same by PyTorch, on any device."""
-    return F.linear(x, weight, bias)
+    return [F.linear(x, weight, bias) for weight, bias in matrices]
 
 
-def _read_in_place(x: Tensor, weight: Tensor) -> bool:
+def _read_in_place(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> bool:
+    parts = [part for pair in matrices for part in pair if part is not None]
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and weight.dtype in (torch.bfloat16, torch.float16)
-        and weight.is_contiguous()
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and all(part.dtype == x.dtype and part.is_contiguous() for part in parts)
+        and sum(part.numel() for part in parts) >= SMALLEST
         and compiled()
     )

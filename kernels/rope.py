@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .compiled import one_token
+
 
 def default_frequencies(dim: int, theta: float) -> Tensor:
     """theta^(-2i/dim) for i < dim/2: float32 [dim/2] on the CPU."""
@@ -109,6 +111,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x [H, T, D], cos and sin [T, R/2] of x's dtype; returns [H, T, D], contiguous.
     """
+    if one_token(x, cos, sin):
+        from .rope_numba import apply_rope_numba
+
+        return apply_rope_numba(x, cos, sin)
+    return apply_rope_reference(x, cos, sin)
+
+
+def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same in plain PyTorch."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = (first * cos - second * sin, second * cos + first * sin)

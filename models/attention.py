@@ -17,6 +17,7 @@ from ..kernels.rope import apply_rope
 from .config import ModelConfig
 from .finite import require_finite
 from .linear import Linear
+from .quantised_modules import products
 
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines [T, R / 2] of T tokens, R being the dimensions of a head that turn."""
@@ -87,9 +88,15 @@ class Attention(nn.Module):
         All T tokens enter the cache; returns [asking, hidden] for the last `asking` of them.
         """
         first = x.shape[0] - asking
-        q = _heads(self.query(x[first:]), self.heads)
-        k = _heads(self.key(x), self.kv_heads)
-        v = _heads(self.value(x), self.kv_heads)
+        if first == 0:
+            asked, keys, values = products(x, self.query, self.key, self.value)
+        else:
+            asked, (keys, values) = self.query(x[first:]), products(x, self.key, self.value)
+        q, k, v = (
+            _heads(asked, self.heads),
+            _heads(keys, self.kv_heads),
+            _heads(values, self.kv_heads),
+        )
         if self.query_norm is not None and self.key_norm is not None:
             q = self.norm(q, self.query_norm, self.eps)
             k = self.norm(k, self.key_norm, self.eps)
@@ -97,8 +104,8 @@ class Attention(nn.Module):
             q = q * self.query_scale
         if rotation is not None:
             k = apply_rope(k, *rotation.keys)
-            asked = [apply_rope(q, cos[first:], sin[first:]) for cos, sin in rotation.queries]
-            q = asked[0] if len(asked) == 1 else torch.stack(asked)
+            turned = [apply_rope(q, cos[first:], sin[first:]) for cos, sin in rotation.queries]
+            q = turned[0] if len(turned) == 1 else torch.stack(turned)
         self.check(k, v, positions, self.index)
         answer = cache.attend(q, k, v, positions)
         joined = answer.transpose(0, 1).reshape(asking, self.heads * self.head_dim)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import Activation, ExpertsConfig
 from .linear import Linear
+from .quantised_modules import products
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -39,7 +40,8 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, hidden]; returns the same shape."""
-        out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = products(x, self.gate, self.up)
+        out: Tensor = self.down(self.activation(gate) * up)
         return out
 
 

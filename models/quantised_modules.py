@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..kernels import quantised
-from ..kernels.linear import linear
+from ..kernels.linear import linear, linears
 from ..kernels.quantised import QuantisedMatrix, rows_of
+from .linear import Linear
 
 
 class QuantisedLinear(nn.Module):
@@ -32,6 +33,14 @@ class QuantisedEmbedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids int64 [T]; returns [T, hidden]."""
         return rows_of(self.matrix, token_ids)
+
+
+def products(x: Tensor, *matrices: nn.Module) -> list[Tensor]:
+    """x [T, K] times each module's matrix, [T, N] each: by `linears` where they are whole."""
+    whole = [matrix for matrix in matrices if isinstance(matrix, Linear)]
+    if len(whole) == len(matrices):
+        return linears(x, [(matrix.weight, matrix.bias) for matrix in whole])
+    return [matrix(x) for matrix in matrices]
 
 
 def tied_logits(embedding: nn.Module, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from retrolocal.kernels import attention
 from retrolocal.kernels.attention import (
     causal_attention,
     full_attention,
@@ -104,3 +105,47 @@ def test_merging_nothing_gives_zero() -> None:
     out, lse = merge(empty, empty)
     assert torch.equal(out, torch.zeros(2, 4))
     assert torch.equal(lse, torch.full((2,), -math.inf))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "keys", "dim"),
+    [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 64, 16), (2, 4, 4099, 80)],
+    ids=str,
+)
+def test_one_query_is_compiled(
+    kv_heads: int,
+    group: int,
+    keys: int,
+    dim: int,
+    dtype: torch.dtype,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = pytest.importorskip("retrolocal.kernels.attention_numba")
+    monkeypatch.setattr(compiled, "ALONE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(
+        attention, "full_attention_reference", lambda *_, **__: pytest.fail("asked")
+    )
+    q = 4 * rows(0, kv_heads * group, 1, dim).to(dtype)
+    # As caches hold them: part of an array with room for more.
+    k, v = (rows(i, kv_heads, keys + 9, dim).to(dtype)[:, 2 : keys + 2] for i in (1, 2))
+    out, lse = full_attention(q, k, v, scale=dim**-0.5)
+    expected, expected_lse = exact(q, *(t.repeat_interleave(group, dim=0) for t in (k, v)))
+    assert (out.dtype, out.shape, lse.shape) == (dtype, q.shape, q.shape[:2])
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=eps)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
+
+
+def test_one_query_of_keys_that_lie_elsewise_is_the_reference() -> None:
+    q = rows(0, 4, 1, 16).to(torch.bfloat16)
+    k, v = (rows(i, 2, 66, 16).to(torch.bfloat16)[:, ::2] for i in (1, 2))
+    out, _ = full_attention(q, k, v, scale=0.25)
+    expected, _ = exact(q, *(t.repeat_interleave(2, dim=0) for t in (k, v)))
+    torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
+    none, lse = full_attention(q, k[:, :0], v[:, :0], scale=0.25)
+    assert not none.any()
+    assert (lse == -math.inf).all()

@@ -7,10 +7,19 @@ import torch
 from torch import Tensor
 
 from retrolocal.kernels import linear as chooser
-from retrolocal.kernels.linear import linear, linear_reference
+from retrolocal.kernels.linear import linear, linears, linears_reference
 
 compiled = pytest.importorskip("retrolocal.kernels.linear_numba")
-linear_numba = compiled.linear_numba
+
+
+def linear_numba(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    (result,) = compiled.linears_numba(x, [(weight, bias)])
+    return result
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return linears_reference(x, [(weight, bias)])[0]
+
 
 SHAPES = [(1, 1), (2, 7), (5, 64), (129, 333), (512, 96)]
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
@@ -56,6 +65,26 @@ def test_threads_and_pieces_leave_nothing_out(step: int, monkeypatch: pytest.Mon
     assert all(torch.equal(answers[0], other) for other in answers)
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_matrices_are_one_piece_of_work(
+    dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, one, bias = drawn(331, 96, dtype)
+    two, three = torch.randn(7, 96).to(dtype), torch.randn(200, 96).to(dtype)
+    matrices = [(one, bias), (two, None), (three, bias[:200])]
+    monkeypatch.setattr(compiled, "PIECE", 5 * 96)
+    expected = [linear_numba(x, *pair) for pair in matrices]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for _ in range(5):
+        results = compiled.linears_numba(x, matrices)
+        assert [part.shape for part in results] == [(1, 331), (1, 7), (1, 200)]
+        assert all(torch.equal(part, alone) for part, alone in zip(results, expected, strict=True))
+    monkeypatch.setattr(chooser, "SMALLEST", (331 + 7 + 200) * 96)
+    monkeypatch.setattr(chooser, "linears_reference", lambda *_: pytest.fail("PyTorch was asked"))
+    assert all(map(torch.equal, linears(x, matrices), expected))
+
+
 def test_what_is_not_finite_stays_so() -> None:
     x, weight, _ = drawn(4, 40, torch.bfloat16)
     weight[1, 3], weight[2, 5] = torch.inf, torch.nan
@@ -72,9 +101,15 @@ def test_a_large_matrix_and_one_row_are_compiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chooser, "SMALLEST", 32 * 48)
     x, weight, bias = drawn(32, 48, torch.bfloat16)
     expected = linear_reference(x, weight, bias)
-    monkeypatch.setattr(chooser, "linear_reference", refused)
+    monkeypatch.setattr(chooser, "linears_reference", refused)
     torch.testing.assert_close(linear(x, weight, bias), expected)
-    for other in ((x.float(), weight.float()), (x.repeat(2, 1), weight), (x, weight[1:])):
+    for other in (
+        (x.float(), weight.float()),
+        (x.repeat(2, 1), weight),
+        (x, weight[2:]),
+        (x, weight, bias.float()),
+        (x, weight, bias.repeat_interleave(2)[::2]),
+    ):
         with pytest.raises(AssertionError):
             linear(*other)
 

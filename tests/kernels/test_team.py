@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from retrolocal.kernels.team import current_processor, together
+team = pytest.importorskip("retrolocal.kernels.team")
+current_processor, together, together_compiled = (
+    team.current_processor,
+    team.together,
+    team.together_compiled,
+)
+add_at = importlib.import_module("retrolocal.kernels.jit_numba").add_at
 
 
 @pytest.mark.parametrize("members", [1, 2, 5])
@@ -75,3 +84,46 @@ def test_helpers_keep_off_the_callers_processor() -> None:
             assert processor not in may[1] | may[2] | may[3]
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+PIECES = 200
+
+
+def take_pieces(words, member):
+    """Word 0: pieces begun; word 1 + i: how often piece i was done; then: pieces of each member."""
+    piece = add_at(words, 1)
+    while piece < PIECES:
+        add_at(words + 8 * (1 + piece), 1)
+        add_at(words + 8 * (1 + PIECES + member), 1)
+        piece = add_at(words, 1)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_compiled_pieces_are_done_once_whoever_comes(members: int) -> None:
+    for pause in (0.0, 0.0, 0.0, 0.002, 0.0):  # helpers fall asleep in between, or do not
+        time.sleep(pause)
+        words = np.zeros(1 + PIECES + members, np.int64)
+        together_compiled(members, take_pieces, words.ctypes.data)
+        assert (words[1 : 1 + PIECES] == 1).all()
+        assert words[1 + PIECES :].sum() == PIECES
+
+
+def test_both_kinds_of_work_in_turn_from_many_threads() -> None:
+    def call(value: int) -> bool:
+        words, seen = np.zeros(1 + PIECES + 3, np.int64), []
+        together_compiled(3, take_pieces, words.ctypes.data)
+        together(3, seen.append)
+        return bool((words[1 : 1 + PIECES] == 1).all()) and sorted(seen) == [0, 1, 2]
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(call, range(200)))
+
+
+def test_an_idle_team_sleeps() -> None:
+    together(3, lambda number: None)
+    helpers = team._team(3)
+    deadline = time.monotonic() + 60
+    while not (helpers._states == team.ASLEEP).all():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    together(3, lambda number: None)
