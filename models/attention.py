@@ -89,14 +89,10 @@ class Attention(nn.Module):
         """
         first = x.shape[0] - asking
         if first == 0:
-            asked, keys, values = products(x, self.query, self.key, self.value)
+            q, k, v = products(x, self.query, self.key, self.value)
         else:
-            asked, (keys, values) = self.query(x[first:]), products(x, self.key, self.value)
-        q, k, v = (
-            _heads(asked, self.heads),
-            _heads(keys, self.kv_heads),
-            _heads(values, self.kv_heads),
-        )
+            q, (k, v) = self.query(x[first:]), products(x, self.key, self.value)
+        q, k, v = _heads(q, self.heads), _heads(k, self.kv_heads), _heads(v, self.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q = self.norm(q, self.query_norm, self.eps)
             k = self.norm(k, self.key_norm, self.eps)

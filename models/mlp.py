@@ -41,7 +41,8 @@ class GatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, hidden]; returns the same shape."""
         gate, up = products(x, self.gate, self.up)
-        out: Tensor = self.down(self.activation(gate) * up)
+        gate = self.activation(gate)
+        out: Tensor = self.down(gate * up)
         return out
 
 

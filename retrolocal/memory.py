@@ -7,6 +7,7 @@ in a file; everything else has to fit.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import psutil
 from .config import WaveConfig
 from .errors import ContextError, MemoryLimitError
 from .kernels.codecs import CODED, Codec
+from .kernels.compiled import compiled
 from .models.config import ModelConfig
 from .paths import disk_free
 
@@ -23,6 +25,8 @@ LEAST_CACHE = 0.02
 """Share of the clustered keys and values that a block cache holds at least."""
 IN_PLACE = 7 / 8
 """Share of the memory left that keys and values may grow to before the next go to a file."""
+COMPILER_BYTES = 120_000_000
+"""What compiled kernels bring with them: numba, LLVM, and code that was compiled before."""
 INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
 """Of an element of the wave index."""
 
@@ -149,6 +153,12 @@ def resident_bytes() -> int:
     """Bytes of memory that this process has now."""
     resident: int = psutil.Process().memory_info().rss
     return resident
+
+
+def program_bytes() -> int:
+    """Bytes that this process has once it computes on a CPU."""
+    later = compiled() and "numba" not in sys.modules
+    return resident_bytes() + (COMPILER_BYTES if later else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,12 +243,12 @@ def _planner(
 
     from .device import choose_device, choose_dtype
     from .machine import machine
-    from .memory import Limit, limit, resident_bytes
+    from .memory import Limit, limit, program_bytes
     from .planning import Planner, gpu_limit
 
     device = torch.device("cuda") if arguments.vram is not None else choose_device(config)
     dtype = choose_dtype(config, stored, device)
-    program = resident_bytes()
+    program = program_bytes()
     if arguments.vram is not None:
         there = Limit(int(arguments.vram * GIB), f"{arguments.vram:.1f} GiB of --vram")
     elif device.type == "cuda":

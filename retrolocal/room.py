@@ -20,8 +20,8 @@ from .memory import (
     Placement,
     limit,
     placed,
+    program_bytes,
     require_file,
-    resident_bytes,
 )
 from .models.config import ModelConfig
 from .paths import spill_dir
@@ -59,7 +59,7 @@ class Room:
             return None
         if not self.loaded:
             # With the texts and the token ids, whose memory nobody estimates.
-            self._program_bytes = resident_bytes()
+            self._program_bytes = program_bytes()
         used = self._program_bytes
         # What is free now is free without what is loaded.
         there = limit(self.config.ram, used + (needed.weights if self.loaded else 0))

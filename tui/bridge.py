@@ -104,6 +104,8 @@ class Bridge:
     def close(self) -> None:
         """Ends the running job and the thread soon; waits for neither (see `join`)."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             running = self._running
         if running is not None:
