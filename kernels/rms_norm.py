@@ -7,10 +7,15 @@ there is compiled code. Know nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .compiled import one_token
+
+BLOCK = 1 << 19
+"""Numbers that a CPU normalises at once: in float32 they stay in its caches."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -22,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from .rms_norm_numba import rms_norm_numba
 
         return rms_norm_numba(x, weight, eps, unit=False)
-    return rms_norm_reference(x, weight, eps)
+    return _in_blocks(rms_norm_reference, x, weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -38,7 +43,7 @@ def unit_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from .rms_norm_numba import rms_norm_numba
 
         return rms_norm_numba(x, weight, eps, unit=True)
-    return unit_rms_norm_reference(x, weight, eps)
+    return _in_blocks(unit_rms_norm_reference, x, weight, eps)
 
 
 def unit_rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,3 +51,15 @@ def unit_rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.float32)
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (wide * scale * (1.0 + weight.to(torch.float32))).to(x.dtype)
+
+
+def _in_blocks(
+    formula: Callable[[Tensor, Tensor, float], Tensor], x: Tensor, weight: Tensor, eps: float
+) -> Tensor:
+    """The same, of many tokens on a CPU block by block."""
+    if x.device.type != "cpu" or x.dim() < 2 or x.numel() <= BLOCK:
+        return formula(x, weight, eps)
+    tokens = max(1, BLOCK * x.shape[-2] // x.numel())
+    return torch.cat(
+        [formula(part, weight, eps) for part in torch.split(x, tokens, dim=-2)], dim=-2
+    )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from retrolocal.kernels.kmeans import assign, cluster_sizes, cluster_sums
+from retrolocal.kernels.kmeans import BLOCK, assign, cluster_sizes, cluster_sums
 
 
 def test_assign_takes_the_largest_product_and_the_first_of_equals() -> None:
     keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]])
     centroids = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     assert assign(keys, centroids).tolist() == [[0, 1, 0]]
+
+
+def test_assign_is_of_every_block() -> None:
+    """More tokens than a block, the last one short; whole numbers, so products are exact."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(-9, 10, (2, 2 * BLOCK + 5, 16), generator=generator).float()
+    centroids = torch.randint(-9, 10, (2, 33, 16), generator=generator).float()
+    expected = (keys @ centroids.mT).max(dim=2).values
+    found = torch.gather(keys @ centroids.mT, 2, assign(keys, centroids)[..., None])
+    assert torch.equal(found[..., 0], expected)
 
 
 def test_sums_and_sizes_match_a_loop() -> None:

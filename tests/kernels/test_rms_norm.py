@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from retrolocal.kernels import rms_norm
+from retrolocal.kernels.rms_norm import unit_rms_norm
 
 SHAPES = [(1, 1), (3, 7), (2, 5, 64), (4, 0, 16), (1, 896)]
 
@@ -22,6 +23,17 @@ def test_it_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         result.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(1500, 700), (3, 400, 640), (2, 1 << 20)], ids=str)
+@pytest.mark.parametrize("unit", [False, True])
+def test_many_tokens_are_what_each_is_alone(shape: tuple[int, ...], unit: bool) -> None:
+    """They are more than one block; a row of the last shape is."""
+    torch.manual_seed(0)
+    norm = unit_rms_norm if unit else rms_norm
+    x, weight = torch.randn(shape).bfloat16().transpose(0, -2), torch.randn(shape[-1]).bfloat16()
+    rows = [norm(row, weight, 1e-6) for row in x.unbind(-2)]
+    assert torch.equal(norm(x, weight, 1e-6), torch.stack(rows, dim=-2))
 
 
 def test_the_mean_square_is_taken_in_float32() -> None:
