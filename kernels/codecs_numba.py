@@ -9,10 +9,10 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from .jit_numba import jit, pointer
+from .jit_numba import KINDS, jit, pointer
 from .team import together
 from .wave_rows_numba import load_coded, turn
-from .wave_words_numba import KINDS, is_int4, is_plain
+from .wave_words_numba import is_int4, is_plain
 
 if TYPE_CHECKING:
     from .codecs import Codec

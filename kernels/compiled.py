@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,9 +35,33 @@ def one_token(*parts: Tensor) -> bool:
     )
 
 
-def compiled_before() -> bool:
-    """Whether code compiled in an earlier run is there: without it the first step takes long."""
+def to_compile(cache: str) -> bool:
+    """Whether the first step of such a cache takes long, and memory: its code has to be compiled.
+
+    That of the index, which an earlier run has not left; there is little of everything else.
+    """
+    if cache == "dense" or not compiled():
+        return False
+    folder = kernel_folder()
+    return folder is None or not any(folder.rglob("wave_attend_numba.attend-*.nbi"))
+
+
+@functools.cache
+def kernel_folder() -> Path | None:
+    """Where compiled code is kept; None when nothing can be written there.
+
+    numba looks at the file of a function only, not at the constants and functions that it takes
+    from other files: the folder's name is a hash of all of them.
+    """
     # Not at import: transformers, run where this folder lies, takes it for a package of its own.
     from ..paths import cache_dir
 
-    return any((cache_dir() / "kernels").glob("*/**/*.nbi"))
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    folder = cache_dir() / "kernels" / sources.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

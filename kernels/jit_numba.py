@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from ..paths import cache_dir
+from .compiled import kernel_folder
 
-
-@functools.cache
-def _cache_folder() -> Path | None:
-    """Where compiled code is kept; None when nothing can be written there.
-
-    numba looks at the file of a function only, not at the constants and functions that it takes
-    from other files: the folder's name is a hash of all of them.
-    """
-    sources = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        sources.update(path.read_bytes())
-    folder = cache_dir() / "kernels" / sources.hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+KINDS = {
+    torch.int8: np.empty(0, np.int8),
+    torch.uint8: np.empty(0, np.uint8),
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.float16: np.empty(0, np.int16),
+    torch.float32: np.empty(0, np.float32),
+}
+"""What an element of a dtype looks like to compiled code: see `to_float`."""
 
 
 # No NaN or infinity promises: empty clusters weigh -inf.
@@ -61,7 +50,7 @@ def task(function: Callable[[int, int], None]) -> Any:
 
 
 def _made(compiler: Callable[..., Any], function: Callable[..., Any], **options: bool) -> Any:
-    folder = _cache_folder()
+    folder = kernel_folder()
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
     try:
         options["cache"] = folder is not None

@@ -7,30 +7,14 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from .jit_numba import jit, pointer, put, to_float
-
-CODES = {torch.bfloat16: 0, torch.float16: 1}
+from .jit_numba import KINDS, jit, pointer, put, to_float
 
 
 @jit(entry=True)
-def _normalise(x, weight, out, rows, columns, eps, unit, code):
-    shape = rows, columns
-    if code == 0:
-        _rows(
-            carray(pointer(x), shape, np.uint16),
-            carray(pointer(weight), columns, np.uint16),
-            carray(pointer(out), shape, np.uint16),
-            eps,
-            unit,
-        )
-    else:
-        _rows(
-            carray(pointer(x), shape, np.int16),
-            carray(pointer(weight), columns, np.int16),
-            carray(pointer(out), shape, np.int16),
-            eps,
-            unit,
-        )
+def _normalise(x, weight, out, rows, columns, eps, unit, kind):
+    of = kind.dtype
+    shape, weights = (rows, columns), carray(pointer(weight), columns, of)
+    _rows(carray(pointer(x), shape, of), weights, carray(pointer(out), shape, of), eps, unit)
 
 
 @jit()
@@ -57,5 +41,5 @@ def rms_norm_numba(x: Tensor, weight: Tensor, eps: float, *, unit: bool) -> Tens
     out, columns = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // columns
     at = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-    _normalise(*at, rows, columns, eps, unit, CODES[x.dtype])
+    _normalise(*at, rows, columns, eps, unit, KINDS[x.dtype])
     return out

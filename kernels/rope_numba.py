@@ -7,28 +7,14 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from .jit_numba import jit, pointer, put, to_float
-
-CODES = {torch.bfloat16: 0, torch.float16: 1}
+from .jit_numba import KINDS, jit, pointer, put, to_float
 
 
 @jit(entry=True)
-def _turn(x, cos, sin, out, heads, dim, half, code):
-    shape = heads, dim
-    if code == 0:
-        _heads(
-            carray(pointer(x), shape, np.uint16),
-            carray(pointer(cos), half, np.uint16),
-            carray(pointer(sin), half, np.uint16),
-            carray(pointer(out), shape, np.uint16),
-        )
-    else:
-        _heads(
-            carray(pointer(x), shape, np.int16),
-            carray(pointer(cos), half, np.int16),
-            carray(pointer(sin), half, np.int16),
-            carray(pointer(out), shape, np.int16),
-        )
+def _turn(x, cos, sin, out, heads, dim, half, kind):
+    shape, of = (heads, dim), kind.dtype
+    turns = carray(pointer(cos), half, of), carray(pointer(sin), half, of)
+    _heads(carray(pointer(x), shape, of), turns[0], turns[1], carray(pointer(out), shape, of))
 
 
 @jit()
@@ -56,5 +42,5 @@ def apply_rope_numba(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`apply_rope` for x [H, 1, D] of contiguous 16 bits."""
     out = torch.empty_like(x)
     at = (part.data_ptr() for part in (x, cos, sin, out))
-    _turn(*at, x.shape[0], x.shape[2], cos.shape[1], CODES[x.dtype])
+    _turn(*at, x.shape[0], x.shape[2], cos.shape[1], KINDS[x.dtype])
     return out

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -143,7 +144,9 @@ class _Team:
         self._processor = processor
         for thread in self._threads:
             if thread.native_id is not None:
-                os.sched_setaffinity(thread.native_id, others)
+                # Where that is not allowed the work is done all the same.
+                with suppress(OSError):
+                    os.sched_setaffinity(thread.native_id, others)
 
 
 def _nothing(number: int) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .gather import Fetch
-from .jit_numba import add_at, jit
+from .jit_numba import KINDS, add_at, jit
 from .segment import SegmentTable, Totals
 from .team import together
 from .wave_attend_numba import attend, attend_steady, merge_parts
@@ -37,7 +37,6 @@ from .wave_words_numba import (
     EXACT,
     FINE_MASS,
     FOUND,
-    KINDS,
     KV_HEADS,
     LOGS,
     LSE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import carray, types
 from numba.extending import overload
 
@@ -17,15 +16,6 @@ PIECES = 8
 """Pieces of work per thread where clusters are read: a thread that is done takes another's."""
 DROPPED, RETRIEVED, ESTIMATED = np.arange(3, dtype=np.int32)
 NONE, ONE = np.int64(0), np.int64(1)
-KINDS = {
-    torch.int8: np.empty(0, np.int8),
-    torch.uint8: np.empty(0, np.uint8),
-    torch.bfloat16: np.empty(0, np.uint16),
-    torch.float16: np.empty(0, np.int16),
-    torch.float32: np.empty(0, np.float32),
-}
-"""What a stored element looks like to the compiled code, by `Codec.element`."""
-
 # What a step works on is one int64 array, `w`: numbers first, then three words for each array
 # (address, rows, columns). Handing dozens of arrays to every function would take minutes to
 # compile; so would Python integers as names, because numba compiles anew for each.

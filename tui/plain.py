@@ -37,7 +37,7 @@ from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
 from ..ingest.document import Document
-from ..kernels.compiled import compiled, compiled_before
+from ..kernels.compiled import to_compile
 from ..library import Library
 from ..report import Report
 from ..session import AskOptions, Reply, Session
@@ -78,8 +78,7 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         )
     if (note := device_note(config)) is not None:
         screen.say(note)
-    on_cpu = session.device.type == "cpu"
-    if documents and on_cpu and config.cache != "dense" and compiled() and not compiled_before():
+    if documents and session.device.type == "cpu" and to_compile(config.cache):
         screen.say(
             "the first answer compiles attention for this processor, once: up to a minute longer"
         )

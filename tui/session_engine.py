@@ -96,7 +96,7 @@ class SessionEngine:
         control.emit(Began("looking", name))
         self._fetch(name, control, download)
         from ..device import device_note
-        from ..kernels.compiled import compiled, compiled_before
+        from ..kernels.compiled import to_compile
         from ..session import Session
 
         began = False
@@ -118,7 +118,7 @@ class SessionEngine:
         )
         session.set_system(settings.system)
         self._session = session
-        self._compiles = settings.config.cache != "dense" and compiled() and not compiled_before()
+        self._compiles = to_compile(settings.config.cache)
         self._measure(control, 0)
         if (note := device_note(settings.config)) is not None:
             notes = (*notes, note)

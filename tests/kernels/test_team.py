@@ -127,3 +127,14 @@ def test_an_idle_team_sleeps() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     together(3, lambda number: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="helpers go where they like")
+def test_helpers_that_may_not_be_moved_work_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: int, processors: set[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    seen: list[int] = []
+    team._Team(2).run(seen.append)
+    assert sorted(seen) == [0, 1, 2]

@@ -302,8 +302,7 @@ def test_answers_are_made_with_what_was_changed(settings: EngineSettings) -> Non
 def test_what_is_compiled_once_is_announced(
     settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrolocal.kernels.compiled.compiled", lambda: True)
-    monkeypatch.setattr("retrolocal.kernels.compiled.compiled_before", lambda: False)
+    monkeypatch.setattr("retrolocal.kernels.compiled.to_compile", lambda cache: True)
     wave = WaveConfig(segment_tokens=256, growth_tokens=64, window_tokens=16, least=64)
     config = SessionConfig(cache="wave", wave=wave, batch_size=64)
     engine = SessionEngine(replace(settings, config=config, files=(str(book),)))
