@@ -138,17 +138,21 @@ class HeadIndex:
 
 
 class _Level:
-    """Keys [n, D] and spreads [n] as float32, values [n, D] as bfloat16 means."""
+    """Keys [n, D] and spreads [n] as float32."""
 
     def __init__(
         self, levels: Sequence[Level], means: Sequence[Tensor], sizes: Tensor, head: int
     ) -> None:
         pairs = zip(levels, means, strict=True)
         self.keys = torch.cat([level.keys(head) + mean for level, mean in pairs])
-        sums = torch.cat([level.values(head) for level in levels])
-        # What is estimated needs no more than the eight bits of its values.
-        self.values = (sums / sizes.clamp(min=1)[:, None]).bfloat16()
         self.spreads = torch.cat([level.spreads[head] for level in levels]).float()
+        self._levels, self._sizes, self._head = levels, sizes, head
+
+    @functools.cached_property
+    def values(self) -> Tensor:
+        """Means [n, D] as bfloat16: what is estimated needs no more than eight bits of them."""
+        sums = torch.cat([level.values(self._head) for level in self._levels])
+        return (sums / self._sizes.clamp(min=1)[:, None]).bfloat16()
 
 
 def _block(

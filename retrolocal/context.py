@@ -17,6 +17,7 @@ from torch import Tensor
 from .device import device_errors
 from .errors import UsageError
 from .generate import Model, Progress, SteppedCache, prefill
+from .heap import give_back
 from .relief import Relief
 from .statistics import CacheStatistics
 from .wave.buffer.source import Stored
@@ -151,10 +152,11 @@ class Context:
         start, total = self.tokens, len(self._head)
         while self.tokens < total:
             end, before = self._piece_end(self.tokens), self.tokens
-            for progress in self._read(self._head[before:end]):
+            for progress in self._read(self._head[before:end], wanted=0):
                 if self.tokens == end:
                     on_piece(end)
                 yield Progress("prefill", before - start + progress.done, total - start)
+            give_back()
         for cache in self.caches:
             cache.settle()
         self._marks = [self.here()]
@@ -168,7 +170,7 @@ class Context:
         before, ids = self.here(), (*self.waiting, *ids)
         if ids:
             try:
-                self._logits = yield from self._read(ids)
+                self._logits = (yield from self._read(ids, wanted=1))[0]
             except BaseException:
                 self.go_back(before)
                 raise
@@ -235,7 +237,7 @@ class Context:
         self.tokens, self.dialogue = mark.tokens, mark.dialogue
         self.waiting, self._logits = mark.waiting, mark.logits
 
-    def _read(self, ids: Sequence[int]) -> Generator[Progress, None, Tensor]:
+    def _read(self, ids: Sequence[int], *, wanted: int) -> Generator[Progress, None, Tensor]:
         start = self.tokens
         reading = prefill(
             self._model,
@@ -243,6 +245,7 @@ class Context:
             torch.tensor(ids, device=self._device),
             start,
             chunk_tokens=self._chunk_tokens,
+            wanted=wanted,
             stopped=self._stopped,
             relief=self._relief,
         )

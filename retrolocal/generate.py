@@ -81,10 +81,14 @@ def prefill(
     start: int,
     *,
     chunk_tokens: int,
+    wanted: int = 1,
     stopped: Callable[[], bool] = lambda: False,
     relief: Relief | None = None,
 ) -> Generator[Progress, None, Tensor]:
-    """Appends token_ids int64 [T], T >= 1, at positions start ...; returns logits float32 [vocab].
+    """Appends token_ids int64 [T], T >= 1, at positions start ...
+
+    Returns the logits float32 [wanted, vocab] of the last `wanted` of them: in a long text each one
+    costs as much as attending to all that was read.
 
     Yields after each chunk. When `stopped()` turns true Interrupted is raised: the chunks that
     were yielded are in the caches, the one that was running is taken back. So it is when a GPU's
@@ -105,7 +109,7 @@ def prefill(
         try:
             snapshots.extend(cache.snapshot() for cache in caches)
             positions = torch.arange(start + first, start + end, device=token_ids.device)
-            logits = model(chunk, positions, caches, 1 if end == total else 0, check)
+            logits = model(chunk, positions, caches, wanted if end == total else 0, check)
         except (Interrupted, KeyboardInterrupt):
             _go_back(caches, snapshots)
             raise
@@ -122,7 +126,7 @@ def prefill(
         snapshots.clear()
         yield Progress("prefill", end, total)
         if end == total:
-            return logits[0]
+            return logits
 
 
 def _go_back(caches: Sequence[SteppedCache], snapshots: Sequence[Any]) -> None:

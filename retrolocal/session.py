@@ -266,6 +266,7 @@ class Session(Closing):
         damaged of it is read again and the answer goes on.
         """
         asked, options = self._conversation.asked(prompt), options or AskOptions()
+        self._stopped = False
         draft = Draft(lambda: self._heads.distrusted(asked.documents), self._begin_again)
         if self._context is not None and (
             self._heads.distrusted(asked.documents)
@@ -303,6 +304,7 @@ class Session(Closing):
             self._require_room(self._file_documents)
             self._files = names
         conversation = Conversation(self._file_documents, None, (Message("user", prompt),))
+        self._stopped = False
         draft = Draft(lambda: self._heads.distrusted(conversation.documents), self._forget_files)
 
         def attempt() -> Iterator[Event]:
@@ -404,7 +406,6 @@ class Session(Closing):
     def _answer(
         self, context: Context, conversation: Conversation, options: AskOptions, draft: Draft
     ) -> Iterator[Event]:
-        self._stopped = False
         began, read_before = time.monotonic(), context.read_tokens
         dialogue = self._prompter.dialogue(conversation)
         beginning = context.head_tokens == 0
@@ -461,7 +462,6 @@ class Session(Closing):
         sampler = draft.sampler(options.sampling or self.sampling(), prompt_ids)
         ends = sorted(self._defaults.stop_ids) if options.ignore_eos else []
         blocked = torch.tensor(ends, dtype=torch.long, device=self.device)
-
         tokens = generate_tokens(
             self._stepping(self._open_decoder()),
             context.caches,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .context import Context
 from .head import Head
+from .heap import give_back
 from .ingest import Document
 from .ingest.document import page_at
 from .ingest.token_map import NO_DOCUMENT, TokenMap
@@ -38,7 +39,10 @@ _SENTENCE = re.compile(r"[.!?][\"')\]]*\s+|\n\s*\n")
 
 def read_from(context: Context, head: Head) -> tuple[Source, ...]:
     """The passages of the documents in `head` that the reply in `context` was read from."""
-    shares = context.read_from(LAYERS) if head.documents else None
+    if not head.documents:
+        return ()
+    give_back()
+    shares = context.read_from(LAYERS)
     if shares is None:
         return ()
     return passages(shares.numpy(), head.places, head.documents, skip=SINKS)

@@ -35,6 +35,7 @@ def _isolated(
     # Shared by all tests and runs: compiling kernels takes longer than most tests.
     monkeypatch.setenv("XDG_CACHE_HOME", str(request.config.cache.mkdir("compiled")))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in list(os.environ):
         ours = name.startswith("RETROLOCAL_") and name != "RETROLOCAL_TEST_MATERIAL"

@@ -18,13 +18,13 @@ FOLDERS = {
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement", "remembered", "thinking"}
-    | {"amounts", "pace", "recommended", "report", "relief", "outcome"}
+    | {"amounts", "pace", "recommended", "report", "relief", "heap", "outcome"}
     | {"settings", "settings_command", "template_limits"},
     {"kernels", "token_buffer", "device_ring"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "draft", "shelf", "head", "device", "sources", "room"}
-    | {"loading", "machine", "planning", "expected_time", "ahead"}
+    | {"loading", "machine", "model_counts", "planning", "expected_time", "ahead"}
     | {"default_model", "model_commands", "fetching", "device_graph", "fit_check", "choice"},
     {"session"},
     {"bench", "evaluate", "plan", "doctor"},

@@ -20,6 +20,8 @@ from ..kernels.wave_prefill import HeadIndex
 
 LOOKED_AT = 8192
 """Tokens per KV head and range that are looked at one by one."""
+QUERIES = 8
+"""Queries of a KV head that are compared with all clusters at once."""
 
 
 class Asked(NamedTuple):
@@ -64,27 +66,54 @@ def clustered_shares(asked: Sequence[Asked]) -> Tensor:
 
 def _head_shares(asked: Sequence[Asked], head: int) -> list[tuple[Tensor, Tensor]]:
     """Of each range, tokens looked at (in the order of the store) and their mean shares."""
-    queries = [_of_head(part, head) for part in asked]
     indexes = [
         HeadIndex(part.segments, head, part.fetch) if len(part.segments) else None for part in asked
     ]
-    masses = [_masses(q, index) for q, index in zip(queries, indexes, strict=True)]
-    near = [q @ part.steady[head].float().T for q, part in zip(queries, asked, strict=True)]
-    z = torch.logsumexp(torch.cat((*masses, *near), dim=1), dim=1, keepdim=True)
-    looked_at, scores = [], []
-    for q, index, mass in zip(queries, indexes, masses, strict=True):
-        if index is None:
-            looked_at.append(torch.empty(0, dtype=torch.int64, device=q.device))
-            scores.append(mass)
-            continue
-        order = torch.argsort(torch.exp(mass - z).sum(0), descending=True)
-        chosen = order[index.sizes[order].cumsum(0) <= LOOKED_AT]
-        looked_at.append(index.inside_clusters(chosen))
-        scores.append(q @ index.rows(chosen)[0].float().T)
-        mass[:, chosen] = -torch.inf
-    z = torch.logsumexp(torch.cat((*masses, *near, *scores), dim=1), dim=1, keepdim=True)
-    means = [torch.exp(score - z).mean(0) for score in scores]
-    return list(zip(looked_at, means, strict=True))
+    queries = [_of_head(part, head) for part in asked]
+    blocks = list(zip(*(torch.split(rows, QUERIES) for rows in queries), strict=True))
+    steady = [part.steady[head].float() for part in asked]
+    ranks = [queries[0].new_zeros(0 if index is None else len(index.sizes)) for index in indexes]
+    for block in blocks:
+        masses, near = _scored(block, indexes, steady)
+        z = torch.logsumexp(torch.cat((*masses, *near), dim=1), dim=1, keepdim=True)
+        for rank, mass in zip(ranks, masses, strict=True):
+            rank += mass.sub_(z).exp_().sum(0)
+    chosen = [_looked_into(rank, index) for rank, index in zip(ranks, indexes, strict=True)]
+    inside = [
+        _inside(of, index, kept) for of, index, kept in zip(chosen, indexes, steady, strict=True)
+    ]
+    shares = [keys.new_zeros(len(keys)) for _, keys in inside]
+    for block in blocks:
+        masses, near = _scored(block, indexes, steady)
+        for mass, of in zip(masses, chosen, strict=True):
+            mass[:, of] = -torch.inf
+        scores = [q @ keys.T for q, (_, keys) in zip(block, inside, strict=True)]
+        z = torch.logsumexp(torch.cat((*masses, *near, *scores), dim=1), dim=1, keepdim=True)
+        for share, score in zip(shares, scores, strict=True):
+            share += torch.exp(score - z).sum(0)
+    count = len(queries[0])
+    return [(of, share / count) for (of, _), share in zip(inside, shares, strict=True)]
+
+
+def _scored(
+    block: Sequence[Tensor], indexes: Sequence[HeadIndex | None], steady: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each range, log masses of all clusters and logits of the steady zone, [R, n] each."""
+    masses = [_masses(q, index) for q, index in zip(block, indexes, strict=True)]
+    return masses, [q @ keys.T for q, keys in zip(block, steady, strict=True)]
+
+
+def _looked_into(ranks: Tensor, index: HeadIndex | None) -> Tensor:
+    """Clusters with the highest ranks that have `LOOKED_AT` tokens, int64, highest first."""
+    order = torch.argsort(ranks, descending=True)
+    return order if index is None else order[index.sizes[order].cumsum(0) <= LOOKED_AT]
+
+
+def _inside(clusters: Tensor, index: HeadIndex | None, steady: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens in the order of the store, and their keys, float32 as `steady` [n, D]."""
+    if index is None:
+        return clusters, steady[:0]
+    return index.inside_clusters(clusters), index.rows(clusters)[0].float()
 
 
 def _masses(queries: Tensor, index: HeadIndex | None) -> Tensor:

@@ -83,7 +83,10 @@ def test_prefill_reads_in_chunks_and_returns_the_last_logits() -> None:
     assert [(p.done, p.total) for p in reading] == [(4, 10), (8, 10), (10, 10)]
     assert caches[0].seen == caches[1].seen == list(range(5, 15))
     logits = drain(prefill(CountingModel(), caches, torch.arange(10), 15, chunk_tokens=4))
+    assert logits.shape == (1, 100)
     assert int(logits.argmax()) == 10
+    read = prefill(CountingModel(), caches, torch.arange(10), 25, chunk_tokens=4, wanted=0)
+    assert drain(read).shape == (0, 100)
 
 
 def test_an_interrupted_chunk_is_taken_back() -> None:

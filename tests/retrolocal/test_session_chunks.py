@@ -7,13 +7,16 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
 from retrolocal.errors import ModelError
 from retrolocal.evaluate.record import RecordingSession
 from retrolocal.library import Library
+from retrolocal.models.decoder import Decoder
 from retrolocal.session import AskOptions, Reply, Session
 from retrolocal.shelf import Keeping, document_of
 
@@ -61,6 +64,22 @@ def test_all_caches_say_the_same(model: str, book: Path) -> None:
         )
     }
     assert len(texts) == 1
+
+
+def test_only_a_question_wants_logits(
+    model: str, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a long text each would cost as much as attending to everything before it."""
+    wanted, forward = [], Decoder.forward
+
+    def counted(self: Decoder, *args: Any) -> Tensor:
+        wanted.append(args[3])
+        return forward(self, *args)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    reply = ask(model, book, CONFIG)
+    assert sum(wanted) == reply.generated_tokens + (reply.stop_reason == "eos")
+    assert wanted[:20] == [0] * 20
 
 
 def test_what_was_read_is_kept_and_gone_on_with(model: str, book: Path, tmp_path: Path) -> None:
