@@ -22,6 +22,9 @@ from .kernels.chunked_attention import chunked_attention, pieces
 from .statistics import CacheStatistics
 from .token_buffer import TokenBuffer
 
+DIALOGUE = 4096
+"""Tokens behind a text that there is room for from the start."""
+
 
 class DenseCache:
     """Full causal attention over everything appended: the reference `LayerCache`.
@@ -30,11 +33,19 @@ class DenseCache:
     """
 
     def __init__(
-        self, device: torch.device | None = None, *, chunk_tokens: int | None = None
+        self,
+        device: torch.device | None = None,
+        *,
+        chunk_tokens: int | None = None,
+        expected: int = 0,
     ) -> None:
-        """What was saved is loaded to `device`, the CPU when none is given."""
+        """What was saved is loaded to `device`, the CPU when none is given.
+
+        Room for `expected` tokens and a dialogue is taken at once: growing to it would copy them,
+        into as much memory again.
+        """
         self._device = torch.device("cpu") if device is None else device
-        self._buffer = TokenBuffer()
+        self._buffer = TokenBuffer(expected + DIALOGUE)
         self._chunk_tokens = chunk_tokens
 
     @property

@@ -56,7 +56,7 @@ def layer_caches(
         if window is not None:
             return RingCache(window, device)
         if config.cache == "dense":
-            return DenseCache(device, chunk_tokens=model.chunk_tokens)
+            return DenseCache(device, chunk_tokens=model.chunk_tokens, expected=expected)
         store: BlockStore | None = None if tiers is None else tiers.store()
         if device.type != "cpu":
             store = PinnedStore()

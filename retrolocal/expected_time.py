@@ -11,8 +11,8 @@ import torch
 from .config import SessionConfig
 from .kernels.codecs import CODED, Codec
 from .machine import Machine
+from .model_counts import layer_elements, matrix_elements, read_share
 from .models.config import ModelConfig
-from .models.decoder import Decoder
 from .models.quantised import weight_bytes
 
 GATHERED = 0.5
@@ -24,7 +24,7 @@ def prefill_seconds(
     model: ModelConfig, config: SessionConfig, tokens: int, rates: Machine
 ) -> float:
     """Of reading a text exactly (`--prefill wave` takes less)."""
-    products = 2 * _matrix_elements(model) * tokens
+    products = 2 * matrix_elements(model) * tokens
     # The last layer computes keys and values only: nobody wants the logits inside a text.
     pairs = sum(_pairs(tokens, layer.window) for layer in model.layers[:-1])
     attention = 4 * model.heads * model.head_dim * pairs
@@ -32,6 +32,7 @@ def prefill_seconds(
     return (
         products / rates.matrix_operations
         + attention / rates.attention_operations
+        + layer_elements(model) * tokens / rates.elements
         + clustered * (model.head_dim / 64) / rates.clustered
     )
 
@@ -40,7 +41,7 @@ def decode_seconds(
     model: ModelConfig, config: SessionConfig, dtype: torch.dtype, tokens: int, rates: Machine
 ) -> float:
     """Of one token after `tokens`: what it reads of weights and context, at measured rates."""
-    weights = weight_bytes(model, dtype, config.quant)[0]
+    weights = weight_bytes(model, dtype, config.quant)[0] * read_share(model)
     row = 2 * model.head_dim * dtype.itemsize * model.kv_heads
     dense = sum(row * min(tokens, layer.window or tokens) for layer in model.layers)
     seconds = weights / rates.product_bytes(config.quant) + len(model.layers) / rates.layers
@@ -62,13 +63,6 @@ def decode_seconds(
     if config.cache == "auto":
         through = min(through, dense / rates.attended_bytes)
     return seconds + through
-
-
-def _matrix_elements(model: ModelConfig) -> int:
-    """Of the matrices that every token of a prompt is multiplied with: not the vocabulary's."""
-    with torch.device("meta"):
-        layers = Decoder(model).layers
-    return sum(value.numel() for value in layers.parameters() if value.dim() > 1)
 
 
 def _pairs(tokens: int, window: int | None) -> float:

@@ -19,11 +19,12 @@ import torch
 
 from . import __version__
 from .caches import layer_caches
-from .config import SessionConfig, WaveConfig
+from .config import DOCUMENT_STORE, SessionConfig, WaveConfig
 from .kernels import quantised
 from .kernels.attention import full_attention
 from .kernels.linear import linear
 from .kernels.quantised import Bits, quantise
+from .model_counts import layer_elements, matrix_elements
 from .models.config import read_config
 from .models.weights import load_decoder
 from .paths import builtin_model
@@ -37,11 +38,13 @@ ROWS, COLUMNS, MATRICES = 16_384, 2_048, 4
 """Of the matrices that are multiplied in turn: together more than a CPU's caches hold."""
 ATTENDED = 65_536
 """Tokens that one query attends to, for the same reason."""
-SHORT = WaveConfig(segment_tokens=1024)
+SHORT = WaveConfig(segment_tokens=1024, store_type=DOCUMENT_STORE)
 SHORT_TOKENS = 2_048
 """A text that costs a step next to nothing but what every step costs."""
 BATCH = 256
 """Rows of a prompt."""
+CHUNK_TOKENS = 8_192
+"""Of a text that is read, and of a segment that is clustered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class Machine:
     """Additions and multiplications of a prompt's products."""
     attention_operations: float
     """And of its attention."""
+    elements: float
+    """And of everything else that a layer does: numbers in its hidden and inner states."""
     attended_bytes: float
     """Of keys and values that one token attends to, all of them."""
     clustered: float
@@ -98,39 +103,44 @@ def _measured(device: torch.device, dtype: torch.dtype) -> Machine:
     weights = itertools.cycle([weight, *(weight.clone() for _ in range(MATRICES - 1))])
     one, many = (torch.ones(rows, COLUMNS, dtype=dtype, device=device) for rows in (1, BATCH))
     q, k = (torch.ones(8, rows, 64, dtype=dtype, device=device) for rows in (BATCH, 4096))
-    config = WaveConfig(segment_tokens=2048)
-    keys = torch.randn(1, 2048, 64).to(device, dtype)
+    config = WaveConfig(segment_tokens=CHUNK_TOKENS)
+    keys = torch.randn(1, CHUNK_TOKENS, 64).to(device, dtype)
     held = torch.ones(2, ATTENDED, 64, dtype=dtype, device=device)
-    layer, indexed = _steps(device, dtype)
+    elements = ROWS * COLUMNS
+    operations = 2 * elements * BATCH / _seconds(lambda: linear(many, weight))
+    layer, indexed, states = _steps(device, dtype, operations)
 
     def product(bits: Bits) -> Callable[[], object]:
         matrix = quantise(weight, bits).to(dtype)
         return lambda: quantised.linear(one, matrix)
 
-    elements = ROWS * COLUMNS
     return Machine(
         weight_bytes=elements * dtype.itemsize / _median(lambda: linear(one, next(weights))),
         int8_bytes=elements / _median(product(8)),
         int4_bytes=elements / 2 / _median(product(4)),
-        matrix_operations=2 * elements * BATCH / _seconds(lambda: linear(many, weight)),
+        matrix_operations=operations,
         attention_operations=4
         * 8
         * 64
         * BATCH
         * 4096
         / _seconds(lambda: full_attention(q, k, k, scale=0.125)),
+        elements=states,
         attended_bytes=2
         * held.nbytes
         / _median(lambda: full_attention(q[:, :1], held, held, scale=0.125)),
-        clustered=2048 / _seconds(lambda: cluster_segment(keys, keys, config)),
+        clustered=CHUNK_TOKENS / _seconds(lambda: cluster_segment(keys, keys, config)),
         layers=1 / layer,
         indexed_layers=1 / indexed,
     )
 
 
-def _steps(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def _steps(
+    device: torch.device, dtype: torch.dtype, operations: float
+) -> tuple[float, float, float]:
     """Seconds of a layer's step with the built-in model, whose matrices are small, and of what its
-    attention takes where it goes through an index."""
+    attention takes where it goes through an index; numbers per second that a text takes beside so
+    many operations of its products."""
     folder = builtin_model()
     config = read_config(folder)
     decoder = load_decoder(folder, config, dtype=dtype, device=device)
@@ -146,7 +156,18 @@ def _steps(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     wave.attend(q[:, :0], k, k, places)
     wave.settle()
     one, query = k[:, :1], q[:, :1]
-    return step / len(config.layers), _median(lambda: wave.attend(query, one, one, places[:1]))
+    indexed = _median(lambda: wave.attend(query, one, one, places[:1]))
+    places = torch.arange(CHUNK_TOKENS, device=device)
+    ids = places % config.vocab_size
+
+    def read() -> None:
+        caches = layer_caches(config, SessionConfig(cache="dense"), dtype, device)
+        decoder(ids, places, caches, 0)
+
+    products = 2 * matrix_elements(config) * CHUNK_TOKENS / operations
+    # Never less than half of it, however uneven the machine was between the two measurements.
+    rest = max(0.5 * (took := _seconds(read)), took - products)
+    return step / len(config.layers), indexed, layer_elements(config) * CHUNK_TOKENS / rest
 
 
 def _median(work: Callable[[], object]) -> float:

@@ -15,8 +15,9 @@ import psutil
 
 from .config import WaveConfig
 from .errors import ContextError, MemoryLimitError
+from .heap import give_back
 from .kernels.codecs import CODED, Codec
-from .kernels.compiled import compiled
+from .kernels.compiled import compiled, to_compile
 from .models.config import ModelConfig
 from .paths import disk_free
 
@@ -25,8 +26,15 @@ LEAST_CACHE = 0.02
 """Share of the clustered keys and values that a block cache holds at least."""
 IN_PLACE = 7 / 8
 """Share of the memory left that keys and values may grow to before the next go to a file."""
-COMPILER_BYTES = 120_000_000
+COMPILER_BYTES = 140_000_000
 """What compiled kernels bring with them: numba, LLVM, and code that was compiled before."""
+COMPILING_BYTES = 300_000_000
+"""What compiling them leaves in the process that does it."""
+HOLES = 120_000_000
+"""Chunk after chunk leaves the heap with holes, where what is in use for a moment was before: as
+large in the end, but no larger than about this."""
+TOLD_BYTES = 80
+"""Of a token of a text, while the passages that an answer was read from are looked for."""
 INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
 """Of an element of the wave index."""
 
@@ -43,7 +51,7 @@ class MemoryEstimate:
     index: int = 0
     """Of the cache, the wave index."""
     workspace: int
-    """Activations of one prefill chunk."""
+    """What is in use for a moment: while a chunk is read, or while an answer is looked for."""
     loading: int = 0
     """Beside the weights while they are loaded, before there is a cache."""
 
@@ -90,19 +98,18 @@ def estimate(
             row = 2 * config.head_dim * INDEX_BYTES[wave.index_type] + 16
             # And the place of every token in its segment, to go back.
             index += held * config.kv_heads * (clusters * row + 4)
+    chunk = chunk_bytes(
+        config, tokens=tokens, chunk_tokens=chunk_tokens, element_bytes=element_bytes, wave=wave
+    )
+    moment = max(chunk, answer_bytes(config, tokens=tokens, wave=wave))
+    later = max(0, tokens - chunk_tokens) / max(1, tokens)
     return MemoryEstimate(
         weights=weight_bytes,
         cache=cache + stored + int(index),
         stored=stored,
         index=int(index),
         loading=loading,
-        workspace=chunk_bytes(
-            config,
-            tokens=tokens,
-            chunk_tokens=chunk_tokens,
-            element_bytes=element_bytes,
-            wave=wave,
-        ),
+        workspace=moment + int(later * min(moment, HOLES)),
     )
 
 
@@ -125,11 +132,8 @@ def chunk_bytes(
     if config.experts is not None:
         chosen = config.experts.per_token
         inner = max(inner, chosen * (config.experts.intermediate_size + config.hidden_size))
-    per_token = (
-        4 * config.hidden_size
-        + 3 * inner
-        + 3 * (config.heads + 2 * config.kv_heads) * config.head_dim
-    )
+    projected = (config.heads + 2 * config.kv_heads) * config.head_dim
+    per_token = 3 * config.hidden_size + 3 * max(config.hidden_size + inner, projected)
     together = originals = 0
     if wave is not None:
         together = min(tokens, wave.segment_tokens)
@@ -140,6 +144,16 @@ def chunk_bytes(
     clustering = together * config.kv_heads * config.head_dim * 16
     activations = chunk_tokens * per_token * element_bytes
     return activations + config.vocab_size * 8 + clustering + originals
+
+
+def answer_bytes(config: ModelConfig, *, tokens: int, wave: WaveConfig | None) -> int:
+    """Bytes at the peak of finding what an answer was read from, beside weights and caches.
+
+    Of each token its share of the attention and its place in a document; of one KV head the keys
+    of the index in float32, twice while they are put together.
+    """
+    clusters = 0 if wave is None else tokens // wave.cluster_tokens
+    return tokens * TOLD_BYTES + clusters * config.head_dim * 8
 
 
 def available_bytes() -> int:
@@ -155,10 +169,13 @@ def resident_bytes() -> int:
     return resident
 
 
-def program_bytes() -> int:
-    """Bytes that this process has once it computes on a CPU."""
-    later = compiled() and "numba" not in sys.modules
-    return resident_bytes() + (COMPILER_BYTES if later else 0)
+def program_bytes(cache: str) -> int:
+    """Bytes that this process, once it gave back what is free, has when it computes on a CPU."""
+    later = COMPILER_BYTES if compiled() and "numba" not in sys.modules else 0
+    if to_compile(cache):
+        later += COMPILING_BYTES
+    give_back()
+    return resident_bytes() + later
 
 
 @dataclass(frozen=True, slots=True)

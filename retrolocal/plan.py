@@ -197,7 +197,7 @@ def lines(answer: Answer) -> list[str]:
         ("index", asked.index, "centroids and value sums of the clusters"),
         ("store", asked.store, f"keys and values, {asked.store_type}{_place(asked)}"),
         ("cache", asked.cache, "keys and values in token order, block cache"),
-        ("workspace", asked.workspace, "while the text is read"),
+        ("workspace", asked.workspace, "while the text is read or sources are found"),
     ):
         words.append(f"  {name:<14}{_gib(size_in_bytes)}   {what}")
     words += [
@@ -248,7 +248,8 @@ def _planner(
 
     device = torch.device("cuda") if arguments.vram is not None else choose_device(config)
     dtype = choose_dtype(config, stored, device)
-    program = program_bytes()
+    # Measuring, below, compiles what the index needs: no later run has to.
+    program = program_bytes("dense")
     if arguments.vram is not None:
         there = Limit(int(arguments.vram * GIB), f"{arguments.vram:.1f} GiB of --vram")
     elif device.type == "cuda":

@@ -14,11 +14,14 @@ import torch
 
 from .config import Quant, SessionConfig, StoreType
 from .expected_time import decode_seconds, prefill_seconds
+from .kernels.compiled import compiled
 from .machine import Machine
 from .memory import (
+    COMPILER_BYTES,
     GIB,
     Limit,
     MemoryEstimate,
+    answer_bytes,
     estimate,
     place,
 )
@@ -124,7 +127,9 @@ class Planner:
             quant=quant or self._config.quant,
             wave=replace(self._config.wave, store_type=store_type or self._config.wave.store_type),
         )
-        needed = needs(self._model, config, self._dtype, tokens, kept=kept)
+        needed = needs(
+            self._model, config, self._dtype, tokens, kept=kept, first=self._device == "cpu"
+        )
         found = place(needed, self._there, self._program)
         in_file = found is not None and found.ram < needed.stored
         blocks = found.cache if found is not None and in_file else 0
@@ -195,16 +200,34 @@ def gpu_limit(device: torch.device) -> Limit:
 
 
 def needs(
-    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, tokens: int, *, kept: bool
+    model: ModelConfig,
+    config: SessionConfig,
+    dtype: torch.dtype,
+    tokens: int,
+    *,
+    kept: bool,
+    first: bool,
 ) -> MemoryEstimate:
-    """Of loading the model and reading `tokens`; what is `kept` is not read in chunks."""
+    """Of loading the model and reading `tokens`; what is `kept` is not read in chunks.
+
+    `first`: of a program on a CPU that has loaded no compiled code. It does with the first answer,
+    unless it has to look at clusters before: what a text takes for a moment is over then.
+    """
     total, largest = weight_bytes(model, dtype, config.quant)
-    return estimate(
+    chunk_tokens = min(config.batch_size, KEPT_CHUNK) if kept else config.batch_size
+    wave = None if config.cache == "dense" else config.wave
+    needed = estimate(
         model,
         weight_bytes=total,
         loading=largest,
         element_bytes=dtype.itemsize,
         tokens=tokens,
-        chunk_tokens=min(config.batch_size, KEPT_CHUNK) if kept else config.batch_size,
-        wave=None if config.cache == "dense" else config.wave,
+        chunk_tokens=chunk_tokens,
+        wave=wave,
     )
+    whole = any(layer.window is None for layer in model.layers[:-1])
+    looks = wave is not None and tokens > chunk_tokens and whole
+    if first and compiled() and not looks:
+        least = answer_bytes(model, tokens=tokens, wave=wave)
+        needed = replace(needed, workspace=max(least, needed.workspace - COMPILER_BYTES))
+    return needed

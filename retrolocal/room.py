@@ -5,6 +5,7 @@ The check before a model is loaded or a text is read: by what the plan of it nee
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -59,7 +60,8 @@ class Room:
             return None
         if not self.loaded:
             # With the texts and the token ids, whose memory nobody estimates.
-            self._program_bytes = program_bytes()
+            short = tokens <= self.config.wave.growth_tokens
+            self._program_bytes = program_bytes("dense" if short else self.config.cache)
         used = self._program_bytes
         # What is free now is free without what is loaded.
         there = limit(self.config.ram, used + (needed.weights if self.loaded else 0))
@@ -80,7 +82,9 @@ class Room:
         return Tiers(ram_bytes=found.ram, cache_bytes=found.cache, folder=spill_dir())
 
     def _needs(self, head: Head) -> MemoryEstimate:
-        return needs(self.model, self.config, self.dtype, len(head.ids), kept=head.kept)
+        first = self.device.type == "cpu" and "numba" not in sys.modules
+        ids, kept = head.ids, head.kept
+        return needs(self.model, self.config, self.dtype, len(ids), kept=kept, first=first)
 
     def _require_gpu(self, needed: MemoryEstimate, tokens: int) -> None:
         """What other processes have on the GPU is not free, what this one holds is its own."""

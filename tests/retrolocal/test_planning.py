@@ -35,6 +35,7 @@ RATES = Machine(
     int4_bytes=1.2e10,
     matrix_operations=2e11,
     attention_operations=1e11,
+    elements=1e8,
     attended_bytes=1e10,
     clustered=1e5,
     layers=5e3,
@@ -137,7 +138,7 @@ def test_a_refusal_names_the_plan_that_fits(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = read_config(tiny_model), SessionConfig(ctx_size=0)
-    needed = needs(model, config, torch.float32, 0, kept=False)
+    needed = needs(model, config, torch.float32, 0, kept=False, first=False)
     monkeypatch.setattr(memory, "available_bytes", lambda: needed.weights - 1)
     with pytest.raises(MemoryLimitError, match=r"GiB are free.*; nothing of this model fits"):
         load(str(tiny_model))
@@ -373,14 +374,14 @@ def test_memory_is_what_was_planned(tiny_model: Path, tmp_path: Path) -> None:
     folder, text = tmp_path / "wide", tmp_path / "text.txt"
     folder.mkdir()
     write_wide_model(tiny_model, folder)
-    text.write_text("abcdefgh ijk lmnop. " * 400)
+    text.write_text("abcdefgh ijk lmnop. " * 1500)
     given = ["-m", str(folder), "-f", str(text), "--cache", "dense"]
     planned = json.loads(output([sys.executable, "-m", "retrolocal", "plan", *given, "--json"]))
     asked = ["chat", *given, "-p", "hi", "-n", "2", "--plain", "--no-store", "-q"]
     printed = output([sys.executable, "-c", PEAK, *asked])
     measured = int(printed.rpartition("PEAK ")[2])
     assert planned["total"] == pytest.approx(measured, rel=0.1)
-    assert planned["total"] > planned["program"] * 1.3
+    assert planned["total"] > planned["program"] * 1.5
 
 
 def output(words: list[str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 from retrolocal import kept, load, memory, shelf
 from retrolocal.cli import main
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
-from retrolocal.errors import MemoryLimitError, UsageError
+from retrolocal.errors import Interrupted, MemoryLimitError, UsageError
 from retrolocal.ingest import Document
 from retrolocal.library import Library, segment, tensor_file
 from retrolocal.memory import Placement
@@ -53,6 +53,12 @@ def document(tmp_path: Path) -> Document:
 def little(monkeypatch: pytest.MonkeyPatch, cache_bytes: int = 4000) -> None:
     """From now on memory holds no segment, and block caches of so many bytes."""
     monkeypatch.setattr(memory, "place", lambda *limits: Placement(0, cache_bytes))
+
+
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a checked piece of an entry holds nothing but keys and values."""
+    for module in (tensor_file, segment):
+        monkeypatch.setattr(module, "CHUNK", 4096)
 
 
 def ask(session: Session, document: Document, first: int = 200) -> Reply:
@@ -155,9 +161,7 @@ def blocks_of(library: Library, number: int) -> Path:
 def test_a_large_entry_is_checked_when_it_is_touched(
     library: Library, document: Document, far: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tensor_file, segment):
-        # A piece of a large entry holds nothing but keys and values.
-        monkeypatch.setattr(module, "CHUNK", 4096)
+    small_pieces(monkeypatch)
     expected = answers(document, library)
     monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
     if far:
@@ -182,12 +186,27 @@ def test_a_large_entry_is_checked_when_it_is_touched(
     assert library.verify("book.txt", deep=True).problems == ()
 
 
+def test_a_stop_while_damage_is_mended_is_heard(
+    library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    answers(document, library)
+    monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
+    blocks_of(library, 1)
+    # Told when the first attempt has failed.
+    keeping = Keeping(library=library, tell=lambda line: session.stop())
+    everything = replace(CONFIG, wave=replace(WAVE, budget=1.0))
+    with Session.open("builtin", everything, documents=[document], keeping=keeping) as session:
+        with pytest.raises(Interrupted):
+            ask(session, document)
+        assert ask(session, document).text
+
+
 def test_one_question_about_a_damaged_entry_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command line: exit 0, the answer of an undamaged entry, and whole files again."""
-    for module in (tensor_file, segment):
-        monkeypatch.setattr(module, "CHUNK", 4096)
+    small_pieces(monkeypatch)
     monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
     library, book = Library(tmp_path / "library"), tmp_path / "book.txt"
     monkeypatch.setenv("RETROLOCAL_LIBRARY", str(library.path))
@@ -209,8 +228,7 @@ def test_reading_ahead_again_mends_a_large_entry(
     library: Library, document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chat would find the damage when it touches it; `ingest` reads every byte."""
-    for module in (tensor_file, segment):
-        monkeypatch.setattr(module, "CHUNK", 4096)
+    small_pieces(monkeypatch)
     answers(document, library)
     kept_files = files(library)
     monkeypatch.setattr(shelf, "CHECKED_WHOLE", 1000)
@@ -284,21 +302,13 @@ def test_a_file_of_a_part_is_opened_once(
 def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -> None:
     """A process of its own never has more memory than --ram, and answers as without."""
     text = (material / "texts" / "kjv-bible.txt").read_text("utf-8")
-    book = tmp_path / "book.txt"
-    book.write_text(text[: len(text) // 2], encoding="utf-8")
-    words = ["chat", "--no-store", "-f", str(book), "-n", "8", "--temp", "0", "--json", "-q"]
-    words += [
-        "--cache",
-        "wave",
-        "--store-type",
-        "bf16",
-        "-p",
-        " ".join(text[400_000:400_080].split()),
-    ]
+    book, given = tmp_path / "book.txt", ["--cache", "wave", "--store-type", "bf16"]
+    words = ["-n", "8", "--temp", "0", "--json", "-q", "--no-store"]
+    words += ["-p", " ".join(text[200_000:200_080].split())]
 
-    def chat(*more: str) -> tuple[dict[str, Any], int]:
+    def run(*more: str) -> tuple[dict[str, Any], int]:
         """What was printed, and the most memory that the process had, bytes."""
-        program = [sys.executable, "-P", "-m", "retrolocal", *words, *more]
+        program = [sys.executable, "-P", "-m", "retrolocal", *more, "-f", str(book), *given]
         with subprocess.Popen(program, stdout=subprocess.PIPE) as running:
             assert running.stdout is not None
             printed = running.stdout.read()
@@ -307,11 +317,16 @@ def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -
         assert running.returncode == 0
         return json.loads(printed), used.ru_maxrss * 1024
 
-    plain, without = chat()
-    assert "file_bytes" not in plain["cache"]
-    bound = without - plain["cache"]["bytes"] * 3 // 4
-    found, within = chat("--ram", str(bound))
-    print(f"without {without:,}, --ram {bound:,}: {within:,}; {found['cache']}")  # noqa: T201
-    assert found["cache"]["file_bytes"] == pytest.approx(plain["cache"]["bytes"], rel=0.05)
-    assert found["text"] == plain["text"]
+    # Compiling is not in the plan: the first of the two is there to have done it.
+    for characters in (len(text) // 10, len(text) // 2):
+        book.write_text(text[:characters], encoding="utf-8")
+        planned, _ = run("plan", "-m", "builtin", "--json")
+        plain, without = run("chat", *words)
+        bound = planned["total"] - planned["store"] * 3 // 4
+        found, within = run("chat", *words, "--ram", str(bound))
+        print(f"without {without:,}, --ram {bound:,}: {within:,}; {found['cache']}")  # noqa: T201
+        assert "file_bytes" not in plain["cache"]
+        assert found["cache"]["file_bytes"] == pytest.approx(plain["cache"]["bytes"], rel=0.05)
+        assert found["text"] == plain["text"]
+    assert planned["total"] == pytest.approx(without, rel=0.1)
     assert within <= bound
