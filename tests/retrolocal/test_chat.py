@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,10 +209,8 @@ def test_failures_are_one_line(source: str, message: str) -> None:
     ],
 )
 def test_endless_and_gigantic_renderings_stop(source: str, message: str) -> None:
-    started = time.perf_counter()
     with pytest.raises(TokenizerError, match=message):
         render(source)
-    assert time.perf_counter() - started < 5
 
 
 def test_a_long_message_is_no_abuse() -> None:

@@ -315,13 +315,13 @@ def test_a_lone_surrogate_becomes_replacement_characters() -> None:
     assert BYTE_LEVEL.decode(ids) == "a\ufffd\ufffd\ufffd"
 
 
-def test_a_long_reply_costs_no_more_per_token() -> None:
-    ids = BYTE_LEVEL.encode("hello a 🎉 ", special=False) * 20_000
+def test_nothing_of_a_long_reply_is_kept() -> None:
+    """So that no token costs more than another: at most an unfinished character waits."""
+    ids = BYTE_LEVEL.encode("hello a 🎉 ", special=False) * 100
     decoder = StreamDecoder(BYTE_LEVEL)
-    started = time.perf_counter()
     for token_id in ids:
         decoder.push(token_id)
-    assert (time.perf_counter() - started) / len(ids) < 50e-6
+        assert len(decoder._decoder.getstate()[0]) <= 3
 
 
 def test_threads_may_encode_both_ways_at_once() -> None:
