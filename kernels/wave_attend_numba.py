@@ -13,15 +13,14 @@ from .wave_words_numba import (
     BYTES,
     CLUSTER,
     COARSE,
-    COARSE_MASS,
+    COARSE_SHARE,
     COARSE_SIZE,
-    COARSE_ZONE,
+    COARSE_TOP,
     DIM,
-    DROPPED,
-    ESTIMATED,
     EXACT,
     FINE,
-    FINE_MASS,
+    FINE_SHARE,
+    FINE_TOP,
     FOUND,
     GROUP,
     GROUPS,
@@ -30,6 +29,7 @@ from .wave_words_numba import (
     LSE_EXACT,
     MEAN,
     NONE,
+    NOTHING,
     ONE,
     OUT,
     PART_AT,
@@ -183,19 +183,17 @@ def _list_heavy(w, task, weights, n, threshold, which):
 
 
 @jit()
-def _weigh(w, task, shares, first, n, zones, zone, shrink, threshold):
-    """Adds the masses of entries first ... first + n - 1 (n <= TILE) that are in `zone`.
+def _weigh(w, task, shares, first, n, shrink, threshold):
+    """Adds the masses of entries first ... first + n - 1 (n <= TILE).
 
     Their weights are in PART_SCORES; returns how many weigh more than `threshold`, and which
     they are in the last but one of `_lines`.
     """
-    weights, (_, mass, _), counted = _scores(w, task), _sums(w, task), f4(w, PART_LINE)[2 * task]
-    for i in range(n):
-        counted[i] = np.float32(1.0) if zones[first + i] == zone else np.float32(0.0)
+    weights, (_, mass, _) = _scores(w, task), _sums(w, task)
     for g in range(len(mass)):
         added = np.float32(0.0)
         for i in range(n):
-            weights[g, i] = shares[g, first + i] * shrink[g] * counted[i]
+            weights[g, i] = shares[g, first + i] * shrink[g]
         for i in range(n):
             added += weights[g, i]
         weights[g, n:] = np.float32(0.0)
@@ -354,18 +352,28 @@ def attend_steady(w, kept, task):
 
 
 @jit()
-def _add_fine(w, h, kind, task, shrink, threshold):
+def _shrunk(w, task, tops):
+    """PART_SHARED[g]: what a share relative to e^tops[g] is relative to e^PART_TOP[g]."""
+    shrink, top = f4(w, PART_SHARED)[task], f4(w, PART_TOP)[task]
+    for g in range(len(top)):
+        shrink[g] = exp(tops[g] - top[g])
+    return shrink
+
+
+@jit()
+def _add_fine(w, h, kind, task, threshold):
     """The estimated clusters among the candidates of a part; returns the value sums read."""
     part, parts, table, found = task % w[PARTS], w[PARTS], i8(w, TABLE), i8(w, FOUND)[h]
     places, clusters = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h]
-    sizes, zones, line, read = i4(w, SIZE)[h], i4(w, ZONE)[h], w[DIM] * kind.itemsize, NONE
-    shares = f4(w, FINE_MASS)[h * w[GROUP] : (h + 1) * w[GROUP]]
+    sizes, line, read = i4(w, SIZE)[h], w[DIM] * kind.itemsize, NONE
+    shares = f4(w, FINE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
+    shrink = _shrunk(w, task, f4(w, FINE_TOP)[h])
     _, at, _, which, _ = _lines(w, task, NONE)
     factors = f4(w, PART_LINE)[2 * task + 1]
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
     for first in range(start, stop, TILE):
         n = min(np.int64(TILE), stop - first)
-        n = _weigh(w, task, shares, first, n, zones, ESTIMATED, shrink, threshold)
+        n = _weigh(w, task, shares, first, n, shrink, threshold)
         for i in range(n):
             entry = first + which[i]
             s, c = places[entry], np.int64(clusters[entry])
@@ -381,11 +389,11 @@ def _add_fine(w, h, kind, task, shrink, threshold):
 
 
 @jit()
-def _add_coarse(w, h, kind, task, shrink, threshold):
+def _add_coarse(w, h, kind, task, threshold):
     """The groups of a part that are not descended into; returns the value sums read."""
     part, parts, table, line = task % w[PARTS], w[PARTS], i8(w, TABLE), w[DIM] * kind.itemsize
-    shares = f4(w, COARSE_MASS)[h * w[GROUP] : (h + 1) * w[GROUP]]
-    zones, sizes, read = i4(w, COARSE_ZONE)[h], i4(w, COARSE_SIZE)[h], NONE
+    shares = f4(w, COARSE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
+    shrink, sizes, read = _shrunk(w, task, f4(w, COARSE_TOP)[h]), i4(w, COARSE_SIZE)[h], NONE
     _, at, _, which, _ = _lines(w, task, NONE)
     factors = f4(w, PART_LINE)[2 * task + 1]
     for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
@@ -393,7 +401,7 @@ def _add_coarse(w, h, kind, task, shrink, threshold):
         scales = scales_of(w, h, table[s, COARSE + 2], groups)
         for m in range(0, groups, TILE):
             n = min(np.int64(TILE), groups - m)
-            n = _weigh(w, task, shares, before + m, n, zones, DROPPED, shrink, threshold)
+            n = _weigh(w, task, shares, before + m, n, shrink, threshold)
             for i in range(n):
                 place = m + which[i]
                 at[i] = table[s, COARSE + 1] + (h * groups + place) * line
@@ -410,16 +418,15 @@ def _add_coarse(w, h, kind, task, shrink, threshold):
 def attend(w, kind, stored, task):
     """Pass 5: exact and estimated attention of a part of the clusters of one head."""
     h, count, (top, mass, total) = task // w[PARTS], w[GROUP], _sums(w, task)
-    z, shrink = f4(w, Z)[h], f4(w, PART_SHARED)[task]
+    z = f4(w, Z)[h]
     threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, i8(w, FOUND)[h, 3]))
     rows_read = _attend_exactly(w, kind, stored, task)
     for g in range(count):
-        _raise_top(z[g], g, top, mass, total)
-        shrink[g] = exp(z[g] - top[g])
+        _raise_top(max(z[g], NOTHING), g, top, mass, total)
     f4(w, PART_EXACT)[task, :] = mass
-    sums_read = _add_fine(w, h, kind, task, shrink, threshold)
+    sums_read = _add_fine(w, h, kind, task, threshold)
     if w[TWO_LEVEL]:
-        sums_read += _add_coarse(w, h, kind, task, shrink, threshold)
+        sums_read += _add_coarse(w, h, kind, task, threshold)
     width = row_bytes(w, stored) + scale_bytes(w, stored)
     i8(w, PART_BYTES)[0, task] = rows_read * width + sums_read * w[DIM] * kind.itemsize
 

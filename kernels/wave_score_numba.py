@@ -16,7 +16,9 @@ from .wave_words_numba import (
     COARSE,
     COARSE_MASS,
     COARSE_RANK,
+    COARSE_SHARE,
     COARSE_SIZE,
+    COARSE_TOP,
     COARSE_ZONE,
     DESCEND,
     DIM,
@@ -25,6 +27,8 @@ from .wave_words_numba import (
     ESTIMATED,
     FINE,
     FINE_MASS,
+    FINE_SHARE,
+    FINE_TOP,
     FLOOR,
     FOUND,
     GROUP,
@@ -37,6 +41,7 @@ from .wave_words_numba import (
     MOST,
     NONE,
     NORMS,
+    NOTHING,
     ONE,
     PART_MASS,
     PART_TOP,
@@ -144,35 +149,81 @@ def finish(scores, factors, variances, logs, shift, norm):
         scores[c] = scores[c] * factors[c] + shift + log_size + gain
 
 
+FAR_BELOW = np.float32(1e-13)
+"""Of the largest mass: what is below it is measured anew when the largest is left out."""
+
+
 @jit()
-def _lse(masses, n, lse):
-    """lse[g] = log(e^lse[g] + sum of e^masses[g, :n])."""
-    for g in range(len(lse)):
-        top = max(lse[g], highest(masses[g, :n]))
-        if top == -np.inf:
-            continue
+def _exponentials(masses, n, out, top):
+    """out[i] = e^(masses[i] - top) for i < n; returns their sum."""
+    total = np.float32(0.0)
+    for i in range(n):
+        out[i] = exp(masses[i] - top)
+    for i in range(n):
+        total += out[i]
+    return total
+
+
+@jit()
+def _weigh(masses, n, shares, tops, z):
+    """shares[g, :n] become e^(masses[g, :n] - tops[g]), tops[g] the largest of them.
+
+    z[g] becomes log(e^z[g] + their sum).
+    """
+    for g in range(len(z)):
+        tops[g] = max(highest(masses[g, :n]), NOTHING)
+        _add_mass(z, g, tops[g], _exponentials(masses[g], n, shares[g], tops[g]))
+
+
+@jit()
+def _add_mass(z, g, top, total):
+    """z[g] becomes log(e^z[g] + total e^top)."""
+    if total > np.float32(0.0):
+        high = max(z[g], top)
+        z[g] = high + np.log(exp(z[g] - high) + total * exp(top - high))
+
+
+@jit()
+def _keep(masses, n, zones, kept, shares, tops, z):
+    """shares[g, i] of entries in other zones than `kept` become 0; z as in `_weigh`.
+
+    What was left out may have been estimated far too high: what weighs nothing beside it need not
+    weigh nothing.
+    """
+    for g in range(len(z)):
         total = np.float32(0.0)
         for i in range(n):
-            total += exp(masses[g, i] - top)
-        lse[g] = top + np.log(total + exp(lse[g] - top))
-
-
-@jit()
-def _to_shares(masses, z, n):
-    """masses[g, i] becomes e^(masses[g, i] - z[g])."""
-    for g in range(len(z)):
+            shares[g, i] = shares[g, i] if zones[i] == kept else np.float32(0.0)
         for i in range(n):
-            masses[g, i] = exp(masses[g, i] - z[g])
+            total += shares[g, i]
+        if total < FAR_BELOW:
+            for i in range(n):
+                if zones[i] != kept:
+                    masses[g, i] = -np.inf
+            tops[g] = max(highest(masses[g, :n]), NOTHING)
+            total = _exponentials(masses[g], n, shares[g], tops[g])
+        _add_mass(z, g, tops[g], total)
 
 
 @jit()
-def _ranks(masses, z, n, out):
-    """out[i] = sum over queries of e^(masses[g, i] - z[g]); returns the sum of all."""
+def _lse(masses, n, z):
+    """z[g] = log(e^z[g] + sum of e^masses[g, :n])."""
+    for g in range(len(z)):
+        top, total = max(highest(masses[g, :n]), NOTHING), np.float32(0.0)
+        for i in range(n):
+            total += exp(masses[g, i] - top)
+        _add_mass(z, g, top, total)
+
+
+@jit()
+def _ranks(shares, n, tops, z, out):
+    """out[i] = sum over queries of shares[g, i] e^(tops[g] - z[g]); returns the sum of all."""
     for i in range(n):
         out[i] = np.float32(0.0)
     for g in range(len(z)):
+        factor = exp(tops[g] - z[g])
         for i in range(n):
-            out[i] += exp(masses[g, i] - z[g])
+            out[i] += shares[g, i] * factor
     total = 0.0
     for i in range(n):
         total += out[i]
@@ -213,15 +264,22 @@ def score_first(w, kind, task):
 
 
 @jit()
+def _level(w, h, mass, share, top):
+    """Of one head: log masses, shares and what these are relative to; and Z."""
+    own = slice(h * w[GROUP], (h + 1) * w[GROUP])
+    return f4(w, mass)[own], f4(w, share)[own], f4(w, top)[h], f4(w, Z)[h]
+
+
+@jit()
 def _descend(w, h, wanted, everything):
     """Marks the groups to descend into; returns how many tokens may be retrieved."""
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
-    masses, z = f4(w, COARSE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
+    masses, shares, tops, z = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
-    _lse(masses, groups, z)
+    _weigh(masses, groups, shares, tops, z)
     _lse(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
-    _ranks(masses, z, groups, ranks)
+    _ranks(shares, groups, tops, z, ranks)
     most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
     reached = select(w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED)
     left = 0.0
@@ -396,71 +454,27 @@ def score_found(w, kind, task):
         _log_masses(w, h, masses, first, at, factors, variances, logs, base)
 
 
-NOTHING = np.float32(-1e30)
-"""Log of a mass that counts beside no other."""
-
-
-@jit()
-def _forget_retrieved(w, h):
-    """Makes Z the mass of the steady and the estimation zone, and log masses shares of it.
-
-    The retrieved clusters' masses were estimates and may have been far too high: what weighs
-    little beside them need not weigh little.
-    """
-    count, n, groups = w[GROUP], i8(w, FOUND)[h, 1], w[GROUPS]
-    masses, z, zones = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h], i4(w, ZONE)[h]
-    coarse = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
-    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
-    for g in range(count):
-        for i in range(n):
-            if zones[i] != ESTIMATED:
-                masses[g, i] = -np.inf
-    _lse(masses, n, z)
-    if w[TWO_LEVEL]:
-        _lse(coarse, groups, z)
-    for g in range(count):
-        # Nothing is steady and nothing estimated: any finite number leaves shares of 0.
-        z[g] = max(z[g], NOTHING)
-    if w[TWO_LEVEL]:
-        _to_shares(coarse, z, groups)
-    _to_shares(masses, z, n)
-
-
 @jit()
 def choose(w, h):
-    """Pass 4: the zone of each candidate of one head."""
+    """Pass 4: the zone of each candidate of one head, and the masses of what is estimated."""
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
-    masses, z = f4(w, FINE_MASS)[h * count : (h + 1) * count], f4(w, Z)[h]
+    masses, shares, tops, z = _level(w, h, FINE_MASS, FINE_SHARE, FINE_TOP)
     ranks, sizes, zones = f4(w, RANK)[h], i4(w, SIZE)[h], i4(w, ZONE)[h]
-    singles, n = f4(w, SINGLE_MASS), found[1]
-    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    singles, n, left = f4(w, SINGLE_MASS), found[1], 0.0
     for g in range(count):
         for u in range(w[SINGLES]):
             masses[g, found[0] + u] = singles[h * count + g, u]
-    left = 0.0
+    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    coarse, parts, highs, _ = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     if w[TWO_LEVEL]:
-        coarse, descended = f4(w, COARSE_MASS)[h * count : (h + 1) * count], i4(w, COARSE_ZONE)[h]
-        for m in range(groups):
-            if descended[m] == RETRIEVED:
-                for g in range(count):
-                    coarse[g, m] = -np.inf
-        _lse(coarse, groups, z)
-        _lse(masses, n, z)
-        left = _ranks(coarse, z, groups, f4(w, COARSE_RANK)[h])
-    else:
-        _lse(masses, n, z)
-    left += _ranks(masses, z, n, ranks)
+        _keep(coarse, groups, i4(w, COARSE_ZONE)[h], DROPPED, parts, highs, z)
+    beside = z.copy()
+    _weigh(masses, n, shares, tops, z)
+    if w[TWO_LEVEL]:
+        left = _ranks(parts, groups, highs, z, f4(w, COARSE_RANK)[h])
+    left += _ranks(shares, n, tops, z, ranks)
     if not w[SECOND_ORDER]:
-        # Sizes do not rank.
-        logs_of, plain = f4(w, LOGS)[0], np.full(count, -np.inf, np.float32)
-        for g in range(count):
-            for i in range(n):
-                masses[g, i] -= logs_of[sizes[i]]
-        _lse(masses, n, plain)
-        _ranks(masses, plain, n, ranks)
-        for g in range(count):
-            for i in range(n):
-                masses[g, i] += logs_of[sizes[i]]
+        _rank_by_centroid(shares, n, sizes, ranks)
     most = n
     if rules[SHARE_CLUSTERS] < np.inf:
         most = max(np.int64(1), np.int64(np.rint(rules[SHARE_CLUSTERS] * found[3])))
@@ -477,4 +491,17 @@ def choose(w, h):
     for i in range(n):
         if zones[i] == RETRIEVED and (found[6] < 0 or ranks[i] > ranks[found[6]]):
             found[6] = i
-    _forget_retrieved(w, h)
+    z[:] = beside
+    _keep(masses, n, zones, ESTIMATED, shares, tops, z)
+
+
+@jit()
+def _rank_by_centroid(shares, n, sizes, ranks):
+    """Ranks as if all clusters had one token: sizes do not rank."""
+    ranks[:n] = np.float32(0.0)
+    for g in range(len(shares)):
+        total = np.float32(0.0)
+        for i in range(n):
+            total += shares[g, i] / np.float32(sizes[i])
+        for i in range(n):
+            ranks[i] += shares[g, i] / (np.float32(sizes[i]) * total)

@@ -16,6 +16,8 @@ PIECES = 8
 """Pieces of work per thread where clusters are read: a thread that is done takes another's."""
 DROPPED, RETRIEVED, ESTIMATED = np.arange(3, dtype=np.int32)
 NONE, ONE = np.int64(0), np.int64(1)
+NOTHING = np.float32(-1e30)
+"""Log of a mass that counts beside no other."""
 # What a step works on is one int64 array, `w`: numbers first, then three words for each array
 # (address, rows, columns). Handing dozens of arrays to every function would take minutes to
 # compile; so would Python integers as names, because numba compiles anew for each.
@@ -86,7 +88,12 @@ PLACE = np.int64(136)
 LSE = np.int64(139)  # float32 [1, Hq]: log of the whole mass
 PART_LINE = np.int64(142)  # float32 [T * 2, TILE]: the heaviest weight, factors, of each column
 PART_SHARED = np.int64(145)  # float32 [T, G]: a number for each query
-WORDS = 148
+# float32 [H * G, groups]: masses of what is estimated, relative to e^COARSE_TOP, else 0
+COARSE_SHARE = np.int64(148)
+COARSE_TOP = np.int64(151)  # float32 [H, G]
+FINE_SHARE = np.int64(154)  # float32 [H * G, candidates]: the same of the candidates
+FINE_TOP = np.int64(157)  # float32 [H, G]
+WORDS = 160
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
