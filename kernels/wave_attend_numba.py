@@ -1,4 +1,4 @@
-"""The passes of a compiled decode step that attend: steady zone, retrieved, estimated, merge."""
+"""The passes of a compiled decode step that attend: steady zone, retrieved, estimated."""
 
 from __future__ import annotations
 
@@ -7,42 +7,32 @@ from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
 from .tiles_numba import add_rows, highest
+from .wave_parts_numba import bases_of, lines_of, list_heavy, scores_of, sums_of
 from .wave_rows_numba import add_stored, stored_dots
 from .wave_words_numba import (
     BLOCKS,
-    BYTES,
     CLUSTER,
     COARSE,
     COARSE_SHARE,
     COARSE_SIZE,
     COARSE_TOP,
     DIM,
-    EXACT,
     FINE,
     FINE_SHARE,
     FINE_TOP,
     FOUND,
     GROUP,
-    GROUPS,
     LINE,
-    LSE,
-    LSE_EXACT,
     MEAN,
     NONE,
     NOTHING,
     ONE,
-    OUT,
-    PART_AT,
-    PART_BASE,
     PART_BYTES,
     PART_CENTRE,
     PART_EXACT,
     PART_LINE,
-    PART_MASS,
     PART_ROWS,
-    PART_SCORES,
     PART_SHARED,
-    PART_SUM,
     PART_TOP,
     PARTS,
     PLACE,
@@ -83,46 +73,40 @@ from .wave_words_numba import (
     scales_of,
 )
 
-
-@jit()
-def _sums(w, task):
-    """What a part has summed: logarithms the sums are relative to, masses, sums of values."""
-    count = w[GROUP]
-    total = f4(w, PART_SUM)[task * count : (task + 1) * count]
-    return f4(w, PART_TOP)[task], f4(w, PART_MASS)[task], total
+BURST = 8
+"""Rows that are asked for at once."""
 
 
 @jit()
-def _scores(w, task):
-    """[G, TILE]: logits, then weights, of a tile."""
-    return f4(w, PART_SCORES)[task * w[GROUP] : (task + 1) * w[GROUP]]
+def _ask(w, task, tile, first, stop, both, stored):
+    """Asks for keys first ... stop - 1 of a tile, and for their values if `both` are wanted."""
+    keys, values, _, _, _ = lines_of(w, task, tile)
+    width = row_bytes(w, stored)
+    for t in range(first, stop):
+        for byte in range(0, width, LINE):
+            touch(keys[t] + byte)
+        for byte in range(0, width if both else NONE, LINE):
+            touch(values[t] + byte)
 
 
 @jit()
-def _bases(w, task, tile):
-    """[G, TILE] of a tile: what is added to the logits of coded keys."""
-    first = (2 * task + tile) * w[GROUP]
-    return f4(w, PART_BASE)[first : first + w[GROUP]]
+def _score_tokens(w, q, task, tile, n, following, both, stored):
+    """PART_SCORES[g, t] of n <= TILE tokens whose addresses `lines_of` has.
 
-
-@jit()
-def _lines(w, task, tile):
-    """Of a tile: addresses of keys, values and scales, columns that are listed, room for more."""
-    at = i8(w, PART_AT)[5 * (2 * task + tile) : 5 * (2 * task + tile) + 5]
-    return at[0], at[1], at[2], at[3], at[4]
-
-
-@jit()
-def _score_tokens(w, q, task, tile, n, stored):
-    """PART_SCORES[g, t] of n <= TILE tokens whose addresses `_lines` has.
-
-    Of coded keys PART_BASE[g, t] is the score of the t-th one's centre.
+    Of coded keys PART_BASE[g, t] is the score of the t-th one's centre. Between products rows of
+    the other tile, in which so many tokens are `following`, are asked for: all at once they would
+    be waited for (`_ask` says what `both` is).
     """
-    count, (keys, _, scales, _, lines) = w[GROUP], _lines(w, task, tile)
-    scores, rows = _scores(w, task), f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
-    stored_dots(q, task // w[PARTS] * count, count, keys, scales, n, scores, rows, lines, stored)
+    count, (keys, _, scales, _, lines) = w[GROUP], lines_of(w, task, tile)
+    scores, rows = scores_of(w, task), f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
+    at = task // w[PARTS] * count
+    for begin in range(0, TILE, BURST):
+        _ask(w, task, 1 - tile, begin, min(begin + BURST, following), both, stored)
+        some = min(np.int64(BURST), n - begin)
+        if some > 0:
+            stored_dots(q, at, count, keys, scales, begin, some, scores, rows, lines, stored)
     if not is_plain(stored):
-        base = _bases(w, task, tile)
+        base = bases_of(w, task, tile)
         for g in range(count):
             for t in range(n):
                 scores[g, t] += base[g, t]
@@ -140,27 +124,32 @@ def _raise_top(found, g, top, mass, total):
 
 
 @jit()
-def _add_tokens(w, q, task, tile, n, threshold, stored):
+def _add_tokens(w, q, task, tile, n, threshold, following, both, stored):
     """Attends n <= TILE tokens exactly: see `_score_tokens`.
 
     Sums and masses of the part are relative to e^top. Returns the number of value rows read.
     """
     if n == 0:
         return NONE
-    count, scores, (top, mass, total) = w[GROUP], _scores(w, task), _sums(w, task)
-    _score_tokens(w, q, task, tile, n, stored)
+    count, scores, (top, mass, total) = w[GROUP], scores_of(w, task), sums_of(w, task)
+    heaviest = f4(w, PART_LINE)[2 * task]
+    _score_tokens(w, q, task, tile, n, following, both, stored)
+    for g in range(count if n < TILE else NONE):
+        scores[g, n:] = np.float32(-np.inf)
+    if _any_above(scores, top, heaviest):
+        for g in range(count):
+            _raise_top(highest(scores[g]), g, top, mass, total)
+    heaviest[:] = np.float32(0.0)
     for g in range(count):
-        added = np.float32(0.0)
-        _raise_top(highest(scores[g, :n]), g, top, mass, total)
-        for t in range(n, TILE):
-            scores[g, t] = np.float32(-np.inf)
+        row, high, added = scores[g], top[g], np.float32(0.0)
         for t in range(TILE):
-            scores[g, t] = exp(scores[g, t] - top[g])
+            row[t] = exp(row[t] - high)
         for t in range(TILE):
-            added += scores[g, t]
+            added += row[t]
+            heaviest[t] = max(heaviest[t], row[t])
         mass[g] += added
-    _, values, scales, which, lines = _lines(w, task, tile)
-    read, later = _list_heavy(w, task, scores, n, threshold, which), scale_bytes(w, stored)
+    _, values, scales, which, lines = lines_of(w, task, tile)
+    read, later = list_heavy(heaviest, n, threshold, which), scale_bytes(w, stored)
     for i in range(read):
         values[i], scales[i] = values[which[i]], scales[which[i]] + later
     rows = f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
@@ -169,17 +158,14 @@ def _add_tokens(w, q, task, tile, n, threshold, stored):
 
 
 @jit()
-def _list_heavy(w, task, weights, n, threshold, which):
-    """which[i] is the i-th of n <= TILE columns where a weight is above `threshold`; how many."""
-    heaviest, heavy = f4(w, PART_LINE)[2 * task], NONE
-    heaviest[:] = np.float32(0.0)
-    for g in range(len(weights)):
+def _any_above(scores, top, lead):
+    """Whether scores[g, t] > top[g] anywhere in a tile; `lead` is room for a row."""
+    lead[:] = np.float32(-np.inf)
+    for g in range(len(top)):
+        row, high = scores[g], top[g]
         for t in range(TILE):
-            heaviest[t] = max(heaviest[t], weights[g, t])
-    for t in range(n):
-        which[heavy] = t
-        heavy += np.int64(heaviest[t] > threshold)
-    return heavy
+            lead[t] = max(lead[t], row[t] - high)
+    return highest(lead) > np.float32(0.0)
 
 
 @jit()
@@ -187,32 +173,42 @@ def _weigh(w, task, shares, first, n, shrink, threshold):
     """Adds the masses of entries first ... first + n - 1 (n <= TILE).
 
     Their weights are in PART_SCORES; returns how many weigh more than `threshold`, and which
-    they are in the last but one of `_lines`.
+    they are in the last but one of `lines_of`.
     """
-    weights, (_, mass, _) = _scores(w, task), _sums(w, task)
+    weights, (_, mass, _), heaviest = (
+        scores_of(w, task),
+        sums_of(w, task),
+        f4(w, PART_LINE)[2 * task],
+    )
+    heaviest[:] = np.float32(0.0)
     for g in range(len(mass)):
-        added = np.float32(0.0)
-        for i in range(n):
-            weights[g, i] = shares[g, first + i] * shrink[g]
-        for i in range(n):
-            added += weights[g, i]
-        weights[g, n:] = np.float32(0.0)
+        row, factor, added = weights[g], shrink[g], np.float32(0.0)
+        if n == TILE:
+            for t in range(TILE):
+                row[t] = shares[g, first + t] * factor
+        else:
+            row[:] = np.float32(0.0)
+            for t in range(n):
+                row[t] = shares[g, first + t] * factor
+        for t in range(TILE):
+            added += row[t]
+            heaviest[t] = max(heaviest[t], row[t])
         mass[g] += added
-    return _list_heavy(w, task, weights, n, threshold, _lines(w, task, 0)[3])
+    return list_heavy(heaviest, n, threshold, lines_of(w, task, 0)[3])
 
 
 @jit()
 def _add_sums(w, task, n, kind):
-    """Adds n value sums: the i-th, of column `which[i]`, is at values[i], see `_lines`.
+    """Adds n value sums: the i-th, of column `which[i]`, is at values[i], see `lines_of`.
 
     The weight of column t is to be multiplied by PART_LINE[2 * task + 1, t].
     """
     weights, factors, (_, _, total) = (
-        _scores(w, task),
+        scores_of(w, task),
         f4(w, PART_LINE)[2 * task + 1],
-        _sums(w, task),
+        sums_of(w, task),
     )
-    _, values, _, which, _ = _lines(w, task, 0)
+    _, values, _, which, _ = lines_of(w, task, 0)
     for i in range(n):
         for byte in range(0, w[DIM] * kind.itemsize, LINE):
             touch(values[i] + byte)
@@ -264,8 +260,8 @@ def _begin_high(w, h, kind, stored, task):
     keys, size = _place_of(w, h, best, stored)
     n = min(size, np.int64(TILE))
     _list_cluster(w, h, kind, stored, task, NONE, NONE, best, keys, size, NONE, n)
-    _score_tokens(w, _asking(w, stored), task, NONE, n, stored)
-    scores, (top, mass, total) = _scores(w, task), _sums(w, task)
+    _score_tokens(w, _asking(w, stored), task, NONE, n, NONE, False, stored)
+    scores, (top, mass, total) = scores_of(w, task), sums_of(w, task)
     for g in range(count):
         _raise_top(highest(scores[g, :n]), g, top, mass, total)
 
@@ -277,12 +273,12 @@ def _list_cluster(w, h, kind, stored, task, tile, at, candidate, keys, size, fir
     The cluster's keys lie at the address `keys`.
     """
     width, each = row_bytes(w, stored), scale_bytes(w, stored)
-    key_at, value_at, scale_at, _, _ = _lines(w, task, tile)
+    key_at, value_at, scale_at, _, _ = lines_of(w, task, tile)
     for i in range(n):
         t = first + i
         key_at[at + i], value_at[at + i] = keys + t * width, keys + (size + t) * width
     if not is_plain(stored):
-        base, shared = _bases(w, task, tile), f4(w, PART_SHARED)[task]
+        base, shared = bases_of(w, task, tile), f4(w, PART_SHARED)[task]
         s, c = i4(w, SEGMENT)[h, candidate], np.int64(i4(w, CLUSTER)[h, candidate])
         if first == 0:
             _score_centre(w, h, s, c, kind, f4(w, PART_CENTRE)[task], shared)
@@ -303,44 +299,41 @@ def _asking(w, stored):
 def _attend_exactly(w, kind, stored, task):
     """The retrieved tokens of a part of the clusters of one head; returns the rows read.
 
-    Rows are asked for a tile ahead of the one that is worked on.
+    Rows are asked for while the tile before theirs is worked on.
     """
     h, part, parts, q = task // w[PARTS], task % w[PARTS], w[PARTS], _asking(w, stored)
-    zones, candidates, width = i4(w, ZONE)[h], i8(w, FOUND)[h, 1], row_bytes(w, stored)
+    zones, candidates = i4(w, ZONE)[h], i8(w, FOUND)[h, 1]
     threshold = np.float32(f8(w, RULES)[0, SEEN_VALUES] / max(1, i8(w, TOKENS)[0, h]))
     _begin_high(w, h, kind, stored, task)
     # Of sharp attention few values count.
-    read, n, tiles, sharp = np.int64(0), NONE, NONE, i8(w, FOUND)[h, 5] != 0
+    read, n, tile, before, both = np.int64(0), NONE, NONE, NONE, i8(w, FOUND)[h, 5] == 0
     for i in range(part, candidates, parts):
         if zones[i] != RETRIEVED:
             continue
         keys, size = _place_of(w, h, i, stored)
         read += size
-        for line in range(0, size * width if sharp else 2 * size * width, LINE):
-            touch(keys + line)
         first = NONE
         while first < size:
             taken = min(size - first, TILE - n)
-            _list_cluster(w, h, kind, stored, task, tiles % 2, n, i, keys, size, first, taken)
+            _list_cluster(w, h, kind, stored, task, tile, n, i, keys, size, first, taken)
             first += taken
             n += taken
             if n == TILE:
-                if tiles > 0:
-                    read += _add_tokens(w, q, task, (tiles + 1) % 2, n, threshold, stored)
-                tiles += 1
-                n = NONE
-    if tiles > 0:
-        read += _add_tokens(w, q, task, (tiles + 1) % 2, np.int64(TILE), threshold, stored)
-    return read + _add_tokens(w, q, task, tiles % 2, n, threshold, stored)
+                if before == 0:
+                    _ask(w, task, tile, NONE, n, both, stored)
+                read += _add_tokens(w, q, task, ONE - tile, before, threshold, n, both, stored)
+                tile, before, n = ONE - tile, n, NONE
+    read += _add_tokens(w, q, task, ONE - tile, before, threshold, n, both, stored)
+    return read + _add_tokens(w, q, task, tile, n, threshold, NONE, both, stored)
 
 
 @jit()
 def attend_steady(w, kept, task):
     """Part of pass 1: a part of the steady zone of one head begins the sums of that part."""
     h, part, parts = task // w[PARTS], task % w[PARTS], w[PARTS]
-    top, mass, total = _sums(w, task)
+    top, mass, total = sums_of(w, task)
     top[:], mass[:], total[:] = np.float32(-np.inf), np.float32(0.0), np.float32(0.0)
-    keys, values, _, _, _ = _lines(w, task, NONE)
+    keys, values, _, _, _ = lines_of(w, task, NONE)
     width = w[DIM] * kept.itemsize
     first, stop = w[STEADY_TOKENS] * part // parts, w[STEADY_TOKENS] * (part + 1) // parts
     for t in range(first, stop, TILE):
@@ -348,7 +341,7 @@ def attend_steady(w, kept, task):
         for i in range(n):
             place = h * w[STEADY_STRIDE] + (t + i) * width
             keys[i], values[i] = w[STEADY_K] + place, w[STEADY_V] + place
-        _add_tokens(w, f4(w, Q), task, NONE, n, np.float32(0.0), kept)
+        _add_tokens(w, f4(w, Q), task, NONE, n, np.float32(0.0), NONE, False, kept)
 
 
 @jit()
@@ -368,7 +361,7 @@ def _add_fine(w, h, kind, task, threshold):
     sizes, line, read = i4(w, SIZE)[h], w[DIM] * kind.itemsize, NONE
     shares = f4(w, FINE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
     shrink = _shrunk(w, task, f4(w, FINE_TOP)[h])
-    _, at, _, which, _ = _lines(w, task, NONE)
+    _, at, _, which, _ = lines_of(w, task, NONE)
     factors = f4(w, PART_LINE)[2 * task + 1]
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
     for first in range(start, stop, TILE):
@@ -394,7 +387,7 @@ def _add_coarse(w, h, kind, task, threshold):
     part, parts, table, line = task % w[PARTS], w[PARTS], i8(w, TABLE), w[DIM] * kind.itemsize
     shares = f4(w, COARSE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
     shrink, sizes, read = _shrunk(w, task, f4(w, COARSE_TOP)[h]), i4(w, COARSE_SIZE)[h], NONE
-    _, at, _, which, _ = _lines(w, task, NONE)
+    _, at, _, which, _ = lines_of(w, task, NONE)
     factors = f4(w, PART_LINE)[2 * task + 1]
     for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
         groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
@@ -417,7 +410,7 @@ def _add_coarse(w, h, kind, task, threshold):
 @jit()
 def attend(w, kind, stored, task):
     """Pass 5: exact and estimated attention of a part of the clusters of one head."""
-    h, count, (top, mass, total) = task // w[PARTS], w[GROUP], _sums(w, task)
+    h, count, (top, mass, total) = task // w[PARTS], w[GROUP], sums_of(w, task)
     z = f4(w, Z)[h]
     threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, i8(w, FOUND)[h, 3]))
     rows_read = _attend_exactly(w, kind, stored, task)
@@ -429,40 +422,3 @@ def attend(w, kind, stored, task):
         sums_read += _add_coarse(w, h, kind, task, threshold)
     width = row_bytes(w, stored) + scale_bytes(w, stored)
     i8(w, PART_BYTES)[0, task] = rows_read * width + sums_read * w[DIM] * kind.itemsize
-
-
-@jit(entry=True)
-def merge_parts(w, kind, stored, kept, start, stop, stride):
-    """Pass 6: the parts together, and the bytes read."""
-    count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
-    tops, masses, exacts = f4(w, PART_TOP), f4(w, PART_MASS), f4(w, PART_EXACT)
-    sums, outs = f4(w, PART_SUM), f4(w, OUT)
-    shares, lses, all_lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0], f4(w, LSE)[0]
-    found, part_bytes = i8(w, FOUND), i8(w, PART_BYTES)[0]
-    for h in range(start, stop, stride):
-        read = np.int64(0)
-        scored = found[h, 1] + (w[GROUPS] if w[TWO_LEVEL] else 0)
-        read += scored * (w[DIM] * kind.itemsize + (10 if w[SCALED] else 6))
-        for task in range(h * parts, (h + 1) * parts):
-            read += part_bytes[task]
-        for g in range(count):
-            at = h * count + g
-            out = outs[at]
-            top = z[h, g]
-            for task in range(h * parts, (h + 1) * parts):
-                top = max(top, tops[task, g])
-            total, exact = np.float32(0.0), np.float32(0.0)
-            for d in range(len(out)):
-                out[d] = np.float32(0.0)
-            for task in range(h * parts, (h + 1) * parts):
-                weight = exp(tops[task, g] - top)
-                total += weight * masses[task, g]
-                exact += weight * exacts[task, g]
-                for d in range(len(out)):
-                    out[d] += weight * sums[task * count + g, d]
-            for d in range(len(out)):
-                out[d] /= total
-            shares[at] = exact / total
-            lses[at] = top + np.log(exact)
-            all_lses[at] = top + np.log(total)
-        i8(w, BYTES)[0, h] = read

@@ -21,8 +21,9 @@ from .gather import Fetch
 from .jit_numba import KINDS, add_at, jit
 from .segment import SegmentTable, Totals
 from .team import together
-from .wave_attend_numba import attend, attend_steady, merge_parts
+from .wave_attend_numba import attend, attend_steady
 from .wave_attention import BUCKETS, NEGLIGIBLE_SUMS, NEGLIGIBLE_VALUES, Selection, StepAnswer
+from .wave_parts_numba import merge_parts
 from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
     BUCKET_MASS,

@@ -64,17 +64,17 @@ def turn(rows):
             row[d] *= factor
 
 
-def stored_dots(q, first, count, at, scales, n, out, rows, lines, stored):
-    """out[g, t] = q[first + g] . the key at address at[t] of n <= TILE, its scales at scales[t].
+def stored_dots(q, first, count, at, scales, begin, n, out, rows, lines, stored):
+    """out[g, t] = q[first + g] . the key at address at[t], its scales at scales[t].
 
-    A coded key is the difference to its centre, in int4 rotated. `rows` float32 [TILE, D] and
-    `lines` [TILE] are room to work in.
+    For t from `begin` on, n <= TILE of them. A coded key is the difference to its centre, in int4
+    rotated. `rows` float32 [TILE, D] and `lines` [TILE] are room to work in.
     """
     raise NotImplementedError
 
 
 @overload(stored_dots)
-def _stored_dots(q, first, count, at, scales, n, out, rows, lines, stored):
+def _stored_dots(q, first, count, at, scales, begin, n, out, rows, lines, stored):
     if stored.dtype == types.uint8:
         return _dots_int4
     if stored.dtype == types.int8:
@@ -82,18 +82,18 @@ def _stored_dots(q, first, count, at, scales, n, out, rows, lines, stored):
     return _dots_plain
 
 
-def _dots_plain(q, first, count, at, scales, n, out, rows, lines, stored):
-    dots(q, first, count, at, n, out, np.int64(0), stored)
+def _dots_plain(q, first, count, at, scales, begin, n, out, rows, lines, stored):
+    dots(q, first, count, at[begin:], n, out, begin, stored)
 
 
-def _dots_int8(q, first, count, at, scales, n, out, rows, lines, stored):
-    dots(q, first, count, at, n, out, np.int64(0), stored)
-    _scale_columns(out, count, scales, n, rows[0])
+def _dots_int8(q, first, count, at, scales, begin, n, out, rows, lines, stored):
+    dots(q, first, count, at[begin:], n, out, begin, stored)
+    _scale_columns(out, count, scales, begin, n, rows[0])
 
 
-def _dots_int4(q, first, count, at, scales, n, out, rows, lines, stored):
-    _unpack(at, scales, n, rows, lines)
-    dots(q, first, count, lines, n, out, np.int64(0), rows)
+def _dots_int4(q, first, count, at, scales, begin, n, out, rows, lines, stored):
+    _unpack(at[begin:], scales[begin:], n, rows, lines)
+    dots(q, first, count, lines, n, out, begin, rows)
 
 
 def add_stored(weights, which, at, scales, n, total, rows, lines, stored):
@@ -133,13 +133,13 @@ def _scale_at(address):
 
 
 @jit()
-def _scale_columns(out, count, scales, n, factors):
-    """out[g, t] *= the scale at scales[t]."""
+def _scale_columns(out, count, scales, begin, n, factors):
+    """out[g, t] *= the scale at scales[t], for t from `begin` on."""
     for t in range(n):
-        factors[t] = _scale_at(scales[t])
+        factors[t] = _scale_at(scales[begin + t])
     for g in range(count):
         for t in range(n):
-            out[g, t] *= factors[t]
+            out[g, begin + t] *= factors[t]
 
 
 @jit()

@@ -6,8 +6,9 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import exp, jit, pointer, to_float, touch
-from .tiles_numba import address, dots, highest
+from .tiles_numba import address, dots
 from .wave_attention import BUCKETS
+from .wave_masses_numba import add_masses, keep, rank, rank_by_centroid, weigh
 from .wave_rows_numba import turn
 from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
@@ -41,7 +42,6 @@ from .wave_words_numba import (
     MOST,
     NONE,
     NORMS,
-    NOTHING,
     ONE,
     PART_MASS,
     PART_TOP,
@@ -149,85 +149,24 @@ def finish(scores, factors, variances, logs, shift, norm):
         scores[c] = scores[c] * factors[c] + shift + log_size + gain
 
 
-FAR_BELOW = np.float32(1e-13)
-"""Of the largest mass: what is below it is measured anew when the largest is left out."""
+@jit()
+def _ask(w, h, s, level, start, stop, line):
+    """Asks for what `_products` reads of clusters (or groups) start ... stop of segment s."""
+    table = i8(w, TABLE)
+    first = h * (table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS])
+    for byte in range((first + start) * line, (first + stop) * line, LINE):
+        touch(table[s, level] + byte)
+    _ask_numbers(w, s, level, first + start, first + stop)
 
 
 @jit()
-def _exponentials(masses, n, out, top):
-    """out[i] = e^(masses[i] - top) for i < n; returns their sum."""
-    total = np.float32(0.0)
-    for i in range(n):
-        out[i] = exp(masses[i] - top)
-    for i in range(n):
-        total += out[i]
-    return total
-
-
-@jit()
-def _weigh(masses, n, shares, tops, z):
-    """shares[g, :n] become e^(masses[g, :n] - tops[g]), tops[g] the largest of them.
-
-    z[g] becomes log(e^z[g] + their sum).
-    """
-    for g in range(len(z)):
-        tops[g] = max(highest(masses[g, :n]), NOTHING)
-        _add_mass(z, g, tops[g], _exponentials(masses[g], n, shares[g], tops[g]))
-
-
-@jit()
-def _add_mass(z, g, top, total):
-    """z[g] becomes log(e^z[g] + total e^top)."""
-    if total > np.float32(0.0):
-        high = max(z[g], top)
-        z[g] = high + np.log(exp(z[g] - high) + total * exp(top - high))
-
-
-@jit()
-def _keep(masses, n, zones, kept, shares, tops, z):
-    """shares[g, i] of entries in other zones than `kept` become 0; z as in `_weigh`.
-
-    What was left out may have been estimated far too high: what weighs nothing beside it need not
-    weigh nothing.
-    """
-    for g in range(len(z)):
-        total = np.float32(0.0)
-        for i in range(n):
-            shares[g, i] = shares[g, i] if zones[i] == kept else np.float32(0.0)
-        for i in range(n):
-            total += shares[g, i]
-        if total < FAR_BELOW:
-            for i in range(n):
-                if zones[i] != kept:
-                    masses[g, i] = -np.inf
-            tops[g] = max(highest(masses[g, :n]), NOTHING)
-            total = _exponentials(masses[g], n, shares[g], tops[g])
-        _add_mass(z, g, tops[g], total)
-
-
-@jit()
-def _lse(masses, n, z):
-    """z[g] = log(e^z[g] + sum of e^masses[g, :n])."""
-    for g in range(len(z)):
-        top, total = max(highest(masses[g, :n]), NOTHING), np.float32(0.0)
-        for i in range(n):
-            total += exp(masses[g, i] - top)
-        _add_mass(z, g, top, total)
-
-
-@jit()
-def _ranks(shares, n, tops, z, out):
-    """out[i] = sum over queries of shares[g, i] e^(tops[g] - z[g]); returns the sum of all."""
-    for i in range(n):
-        out[i] = np.float32(0.0)
-    for g in range(len(z)):
-        factor = exp(tops[g] - z[g])
-        for i in range(n):
-            out[i] += shares[g, i] * factor
-    total = 0.0
-    for i in range(n):
-        total += out[i]
-    return total
+def _ask_numbers(w, s, level, start, stop):
+    """Asks for scales and spreads of rows start ... stop - 1 of all heads."""
+    table = i8(w, TABLE)
+    for byte in range(4 * start, 4 * stop if w[SCALED] else NONE, LINE):
+        touch(table[s, level + 2] + byte)
+    for byte in range(2 * start, 2 * stop, LINE):
+        touch(table[s, level + 3] + byte)
 
 
 @jit()
@@ -243,9 +182,13 @@ def score_first(w, kind, task):
         np.empty(n, np.float32),
         np.empty(n, np.float32),
     )
+    starts, offsets = runs_of(w, h, s)
+    for byte in range(0, (clusters + 1) * 4 if w[TWO_LEVEL] else NONE, LINE):
+        touch(address(starts) + byte)
+    _ask_numbers(w, s, COARSE, h * groups, (h + 1) * groups)
+    _ask_numbers(w, s, FINE, (h + 1) * clusters - singles, (h + 1) * clusters)
     _bases(w, h, s, base)
     if w[TWO_LEVEL]:
-        starts, offsets = runs_of(w, h, s)
         sizes, zones = i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
         before = table[s, S_GROUPS_BEFORE]
         for m in range(groups):
@@ -277,9 +220,9 @@ def _descend(w, h, wanted, everything):
     ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
     masses, shares, tops, z = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
-    _weigh(masses, groups, shares, tops, z)
-    _lse(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
-    _ranks(shares, groups, tops, z, ranks)
+    weigh(masses, groups, shares, tops, z)
+    add_masses(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
+    rank(shares, groups, tops, z, ranks)
     most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
     reached = select(w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED)
     left = 0.0
@@ -411,7 +354,7 @@ def score_found(w, kind, task):
     """Pass 3: log masses of a part of the grouped candidates; neighbours are scored together."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
-    n, logs_of, table = i8(w, FOUND)[h, 0], f4(w, LOGS)[0], i8(w, TABLE)
+    n, logs_of = i8(w, FOUND)[h, 0], f4(w, LOGS)[0]
     line = w[DIM] * kind.itemsize
     at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
     base, n = np.empty(count, np.float32), end - at
@@ -429,10 +372,8 @@ def score_found(w, kind, task):
             while at + run < end and places[at + run] == s and clusters[at + run] == c + run:
                 run += 1
             if at + run < end:
-                next_s, next_c = places[at + run], np.int64(clusters[at + run])
-                place = (h * table[next_s, S_CLUSTERS] + next_c) * line
-                for byte in range(0, run * line, LINE):
-                    touch(table[next_s, FINE] + place + byte)
+                next_s, next_c = np.int64(places[at + run]), np.int64(clusters[at + run])
+                _ask(w, h, next_s, FINE, next_c, next_c + run, line)
             for i in range(at - first, at - first + run):
                 logs[i] = logs_of[sizes[first + i]]
             _products(
@@ -467,14 +408,14 @@ def choose(w, h):
     z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
     coarse, parts, highs, _ = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     if w[TWO_LEVEL]:
-        _keep(coarse, groups, i4(w, COARSE_ZONE)[h], DROPPED, parts, highs, z)
+        keep(coarse, groups, i4(w, COARSE_ZONE)[h], DROPPED, parts, highs, z)
     beside = z.copy()
-    _weigh(masses, n, shares, tops, z)
+    weigh(masses, n, shares, tops, z)
     if w[TWO_LEVEL]:
-        left = _ranks(parts, groups, highs, z, f4(w, COARSE_RANK)[h])
-    left += _ranks(shares, n, tops, z, ranks)
+        left = rank(parts, groups, highs, z, f4(w, COARSE_RANK)[h])
+    left += rank(shares, n, tops, z, ranks)
     if not w[SECOND_ORDER]:
-        _rank_by_centroid(shares, n, sizes, ranks)
+        rank_by_centroid(shares, n, sizes, ranks)
     most = n
     if rules[SHARE_CLUSTERS] < np.inf:
         most = max(np.int64(1), np.int64(np.rint(rules[SHARE_CLUSTERS] * found[3])))
@@ -492,16 +433,4 @@ def choose(w, h):
         if zones[i] == RETRIEVED and (found[6] < 0 or ranks[i] > ranks[found[6]]):
             found[6] = i
     z[:] = beside
-    _keep(masses, n, zones, ESTIMATED, shares, tops, z)
-
-
-@jit()
-def _rank_by_centroid(shares, n, sizes, ranks):
-    """Ranks as if all clusters had one token: sizes do not rank."""
-    ranks[:n] = np.float32(0.0)
-    for g in range(len(shares)):
-        total = np.float32(0.0)
-        for i in range(n):
-            total += shares[g, i] / np.float32(sizes[i])
-        for i in range(n):
-            ranks[i] += shares[g, i] / (np.float32(sizes[i]) * total)
+    keep(masses, n, zones, ESTIMATED, shares, tops, z)
