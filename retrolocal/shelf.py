@@ -86,6 +86,16 @@ class Shelf:
         parts = [part.token_ids() for part in (*entry.segments(), entry.tail)]
         return torch.cat(parts).tolist(), TokenMap(documents, entry.page_map)
 
+    def known_tokens(self, opening: str, head: Sequence[int]) -> int:
+        """How many tokens at the beginning of a head, behind `opening`, are kept."""
+        identity = replace(self._identity, prefix=opening)
+        try:
+            with self._library.longest_prefix(identity, head) as known:
+                return known.tokens
+        except LibraryError:
+            # It is told where the head is read.
+            return 0
+
     def read(
         self,
         context: Context,
@@ -93,11 +103,12 @@ class Shelf:
         *,
         opening: str,
         page_map: Callable[[], bytes],
-        expected_bytes: int,
+        expected_bytes: Callable[[int], int],
     ) -> Generator[Progress, None, None]:
         """Reads the head of `context`, these documents, as far as it is not kept; keeps the rest.
 
-        `opening` stands before the documents; the whole takes about `expected_bytes` on the disk.
+        `opening` stands before the documents; of a head of which `known` tokens are kept the rest
+        takes about `expected_bytes(known)` on the disk.
         Raises LibraryError for what cannot be kept, if it must be.
         """
         if context.head_is_read or not documents:
@@ -119,8 +130,7 @@ class Shelf:
                 self._remark(_mended(line))
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
-            left = expected_bytes * (1 - known.tokens / max(1, context.head_tokens))
-            writer = self._writer(identity, documents, known, int(left))
+            writer = self._writer(identity, documents, known, expected_bytes(known.tokens))
             if writer is None:
                 yield from context.read_head()
                 return
