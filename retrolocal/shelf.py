@@ -19,6 +19,7 @@ from .context import Context
 from .errors import DamagedError, DataError, IdentityError, LibraryError
 from .generate import Progress
 from .ingest import Document, Options, Unread, open_document
+from .ingest.source import STDIN
 from .ingest.token_map import TokenMap
 from .library import (
     DocumentText,
@@ -197,7 +198,7 @@ class Shelf:
         if files in self._entries:
             return self._entries[files]
         try:
-            entry = self._open(files)
+            entry = self._named_like(documents, self._open(files))
             if entry is not None:
                 _check(entry, whole=self._checked or files in self._distrusted)
         except DamagedError as error:
@@ -222,6 +223,22 @@ class Shelf:
             return entry
         entry.close()
         return None
+
+    def _named_like(self, documents: Sequence[Document], entry: Entry | None) -> Entry | None:
+        """What was read from standard input is called like the file that it is found as."""
+        if entry is None or entry.kind == "corpus":
+            return entry
+        names = [
+            document.name if stored.name == STDIN else stored.name
+            for document, stored in zip(documents, entry.documents, strict=True)
+        ]
+        if names == [stored.name for stored in entry.documents]:
+            return entry
+        entry.close()
+        # Where that cannot be now, because it is open elsewhere, it is called so another time.
+        with suppress(LibraryError):
+            self._library.rename(entry.key, names)
+        return self._open(_files(documents))
 
     def _of_corpus(self, files: tuple[FileId, ...]) -> bool:
         """Whether these are the corpus, or what it becomes."""

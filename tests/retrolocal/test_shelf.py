@@ -96,6 +96,22 @@ def test_an_interrupted_reading_goes_on_to_the_same_bytes(
     assert parts.verify("book.txt", deep=True).problems == ()
 
 
+def test_what_came_from_standard_input_is_called_like_its_file(
+    library: Library, tmp_path: Path
+) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Ten green bottles hang on the wall. " * 8, encoding="utf-8")
+    document = document_of(path)
+    first = ask([replace(document, name="stdin")], library)
+    assert library.find("stdin").tokens > 0
+    assert ask([document], library).prefill_tokens < first.prefill_tokens
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
+    other = replace(document, name="other.txt")
+    assert ask([other], library).prefill_tokens < first.prefill_tokens
+    assert ask([replace(document, name="stdin")], library).prefill_tokens < first.prefill_tokens
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
+
+
 def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path) -> None:
     more = write(tmp_path, "more.txt", 2)
     grown, fresh = Library(tmp_path / "grown"), Library(tmp_path / "fresh")
