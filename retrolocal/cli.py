@@ -28,6 +28,7 @@ from .shared_options import (
     loading_config,
     model_options,
     prefill_option,
+    ram_bytes,
     ram_option,
     threads_option,
     wave_config,
@@ -284,7 +285,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         prefill=arguments.prefill,
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
-        ram=arguments.ram,
+        ram=ram_bytes(arguments),
     )
 
 

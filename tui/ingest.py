@@ -24,7 +24,7 @@ import torch
 from .. import __version__
 from ..config import SessionConfig
 from ..default_model import default_model
-from ..device import device_name, gpu_bytes
+from ..device import device_name, device_note, gpu_bytes
 from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
@@ -56,6 +56,8 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         report.remark(chosen.note)
+    if (said := device_note(config)) is not None:
+        report.remark(said)
     bring(model, config, report, documents)
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
