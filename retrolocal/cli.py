@@ -28,6 +28,7 @@ from .shared_options import (
     loading_config,
     model_options,
     prefill_option,
+    ram_bytes,
     ram_option,
     threads_option,
     wave_config,
@@ -284,7 +285,7 @@ def session_config(arguments: argparse.Namespace) -> SessionConfig:
         prefill=arguments.prefill,
         ctx_size=arguments.ctx_size,
         batch_size=arguments.batch_size,
-        ram=arguments.ram,
+        ram=ram_bytes(arguments),
     )
 
 
@@ -349,9 +350,15 @@ def _answer_options(group: argparse._ArgumentGroup) -> None:
         default="the model's own limit, else -1",
         text="tokens to generate at most; -1: as many as fit",
     )
-    number("-s", "--seed", type=int, default="-1", text="seed of the draw; -1: a new one each time")
+    number(
+        "-s",
+        "--seed",
+        type=int,
+        default="-1",
+        text="seed of the draw, any whole number but -1: a new one each time",
+    )
     number("--temp", "--temperature", type=float, default="0.8", text="0 is greedy")
-    number("--top-k", type=int, default="40", text="keep the k likeliest tokens; 0: all")
+    number("--top-k", type=int, default="40", text="keep the k likeliest tokens; 0 or less: all")
     number("--top-p", type=float, default="0.95", text="keep this much probability; 1: all")
     number(
         "--min-p", type=float, default="0.05", text="drop what is less likely, relative to the best"

@@ -86,11 +86,13 @@ def device_errors() -> Iterator[None]:
 
 
 def device_note(config: SessionConfig) -> str | None:
-    """What the user should know of the device that `auto` chose; None when there is nothing."""
-    if config.device != "auto" or not _gpu_there():
-        return None
-    problem = gpu_problem()
-    return None if problem is None else f"the GPU is not used: {problem}"
+    """What the user should know of the device that was chosen; None when there is nothing."""
+    if config.device == "auto" and _gpu_there():
+        problem = gpu_problem()
+        return None if problem is None else f"the GPU is not used: {problem}"
+    if config.vram is not None and choose_device(config).type == "cpu":
+        return "vram has no effect: no GPU is used (--ram bounds what a CPU computes with)"
+    return None
 
 
 def gpu_problem() -> str | None:

@@ -44,6 +44,12 @@ class Heads:
             self._last = self._made(documents)
         return self._last
 
+    def known_tokens(self, head: Head) -> int:
+        """How many tokens at the beginning of a head need not be read."""
+        if head.kept or self._shelf is None:
+            return len(head.ids) if head.kept else 0
+        return self._shelf.known_tokens(head.opening, head.ids) if head.documents else 0
+
     def distrusted(self, documents: Sequence[Document]) -> bool:
         """See `Shelf.distrusted`; their head is made anew then."""
         damaged = self._shelf is not None and self._shelf.distrusted(documents)

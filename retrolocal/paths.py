@@ -46,6 +46,13 @@ def library_dir() -> Path:
     return user_data_path("retrolocal", appauthor=False) / "library"
 
 
+def library_setting() -> str:
+    """What says where the library is, or can: the variable, or the configuration file's key."""
+    given = given_settings().get("library")
+    from_file = given is not None and given.origin == "file"
+    return f"library in {given.where}" if given and from_file else "RETROLOCAL_LIBRARY"
+
+
 def state_dir() -> Path:
     """What a person would miss but no program needs: chats, a log.
 

@@ -25,6 +25,7 @@ from .shared_options import (
     extraction_options,
     loading_config,
     model_options,
+    ram_bytes,
     threads_option,
     wave_config,
     wave_options,
@@ -97,8 +98,12 @@ def plan_parser() -> argparse.ArgumentParser:
     wave_options(group)
     batch_option(group)
     group = parser.add_argument_group("machine")
+    group.set_defaults(usual_ram=None)
     group.add_argument(
-        "--ram", type=size, metavar="SIZE", help="memory of the process (default: what is free)"
+        "--ram",
+        type=size,
+        metavar="SIZE",
+        help="memory of the process (default, and 0: what is free)",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
@@ -255,7 +260,8 @@ def _planner(
     elif device.type == "cuda":
         there = gpu_limit(device)
     else:
-        there = limit(0, program)
+        # What is usual here bounds this machine; what is asked for may be another one's.
+        there = limit(ram_bytes(arguments), program)
         if arguments.ram:
             there = Limit(arguments.ram, f"{arguments.ram / GIB:.1f} GiB of --ram")
     here = arguments.vram is None or torch.cuda.is_available()

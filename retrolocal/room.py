@@ -14,6 +14,7 @@ from .arguments import size
 from .config import SessionConfig
 from .errors import MemoryLimitError, UsageError
 from .head import Head
+from .kept_bytes import kept_bytes
 from .memory import (
     GIB,
     Limit,
@@ -28,6 +29,19 @@ from .models.config import ModelConfig
 from .paths import spill_dir
 from .planning import Planner, gpu_limit, needs
 from .wave.tiers import Tiers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What reading a head takes."""
+
+    tokens: int
+    kept: int
+    """Tokens at its beginning that need not be read: the library has them."""
+    memory: MemoryEstimate
+    """Beside the weights."""
+    disk: int
+    """Bytes that are still to be written to the library."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +62,19 @@ class Room:
     def estimate(self, head: Head) -> MemoryEstimate:
         """What a context with this head needs beside the weights."""
         return replace(self._needs(head), weights=0, loading=0)
+
+    def disk_bytes(self, head: Head, known: int) -> int:
+        """What the library still has to write of this head, of which it has `known` tokens."""
+        return kept_bytes(self.model, self.config, self.dtype, self.device, head, known=known)
+
+    def forecast(self, head: Head, known: int) -> Forecast:
+        """The same, and what there is to say before it is read."""
+        return Forecast(
+            tokens=len(head.ids),
+            kept=known,
+            memory=self.estimate(head),
+            disk=self.disk_bytes(head, known),
+        )
 
     def require(self, head: Head) -> Placement | None:
         """Where this head's keys and values go; None where memory is not the CPU's.

@@ -33,14 +33,14 @@ from .ingest.document import Document
 from .ingest.extract import read_document
 from .library.closing import Closing
 from .loading import open_decoder
-from .memory import MemoryEstimate, context_tokens, require_positions
+from .memory import context_tokens, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
 from .provenance import identity
 from .relief import Relief
 from .reply import AskOptions, Event, Reply
-from .room import Room, size_in_bytes
+from .room import Forecast, Room, size_in_bytes
 from .shelf import Keeping, Shelf
 from .sources import read_from
 from .statistics import CacheStatistics, combine
@@ -222,10 +222,10 @@ class Session(Closing):
         """Whether the library has the documents as this session would read them."""
         return self._heads.of(self._conversation.documents).kept
 
-    def documents_estimate(self) -> tuple[int, MemoryEstimate]:
-        """Tokens of the documents, and what reading them takes beside the weights."""
+    def documents_estimate(self) -> Forecast:
+        """What reading the documents takes, beside what the library has of them."""
         head = self._heads.of(self._conversation.documents)
-        return len(head.ids), self._room.estimate(head)
+        return self._room.forecast(head, self._heads.known_tokens(head))
 
     def read_documents(self) -> Iterator[Progress]:
         """Reads the documents ahead; raises Interrupted when stopped, goes on next time."""
@@ -400,7 +400,7 @@ class Session(Closing):
             documents,
             opening=head.opening,
             page_map=head.places.tobytes,
-            expected_bytes=self._room.estimate(head).cache,
+            expected_bytes=lambda known: self._room.disk_bytes(head, known),
         )
 
     def _answer(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from platformdirs import user_config_path
 
+from .arguments import size
 from .config import (
     DOCUMENT_STORE,
     SamplingConfig,
@@ -195,6 +196,21 @@ def _budget(value: float | str) -> WaveConfig:
     return WaveConfig(budget=None if isinstance(value, str) else value)
 
 
+def _ram(value: str) -> SessionConfig:
+    return SessionConfig(ram=_size("--ram", value))
+
+
+def _vram(value: str) -> SessionConfig:
+    return SessionConfig(vram=_size("--vram", value) / 2**30)
+
+
+def _size(name: str, value: str) -> int:
+    try:
+        return size(value)
+    except ValueError:
+        raise UsageError(f"{name} is {value[:80]!r}; give a size, such as 4G") from None
+
+
 def _part_of(config: type, name: str, option: str | None = None, **facts: Any) -> Setting:
     """A setting that is a field of a dataclass, which checks it; types follow the default."""
     default = next(one.default for one in fields(config) if one.name == name)
@@ -232,6 +248,25 @@ SETTINGS = (
     ),
     _part_of(SessionConfig, "device", variable="DEVICE"),
     _part_of(SessionConfig, "dtype"),
+    _part_of(SessionConfig, "quant", variable="QUANT"),
+    Setting(
+        name="ram",
+        kind=str,
+        default=None,
+        check=_ram,
+        variable="RAM",
+        note="what is free",
+        place="usual_ram",
+    ),
+    Setting(
+        name="vram",
+        kind=str,
+        default=None,
+        check=_vram,
+        variable="VRAM",
+        note="all that is free",
+        place="usual_vram",
+    ),
     _part_of(SessionConfig, "threads", note="all cores"),
     _part_of(SessionConfig, "cache"),
     _part_of(SessionConfig, "prefill"),

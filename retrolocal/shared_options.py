@@ -96,6 +96,7 @@ def device_options(group: _ArgumentGroup) -> None:
         help="hold the weights in a byte a number, or half of one; made when they are first loaded "
         "and kept for the next time (default: %(default)s)",
     )
+    group.set_defaults(usual_vram=None)
     group.add_argument(
         "--vram",
         type=_gib,
@@ -120,8 +121,25 @@ def loading_config(arguments: Namespace, **more: Any) -> SessionConfig:
 
     Raises UsageError.
     """
-    names = ("device", "dtype", "quant", "vram", "threads", "revision", "offline")
-    return SessionConfig(**{name: getattr(arguments, name) for name in names} | more)
+    names = ("device", "dtype", "quant", "threads", "revision", "offline")
+    given = {name: getattr(arguments, name) for name in names}
+    return SessionConfig(**given | {"vram": _vram(arguments)} | more)
+
+
+def ram_bytes(arguments: Namespace) -> int:
+    """`--ram`, else the usual one where a CPU may compute; 0: what is free."""
+    if arguments.ram is not None:
+        return int(arguments.ram)
+    usual = arguments.usual_ram
+    return 0 if usual is None or arguments.device == "cuda" else size(usual)
+
+
+def _vram(arguments: Namespace) -> float | None:
+    """`--vram`, else the usual one where a GPU may compute, in GiB."""
+    if arguments.vram is not None:
+        return float(arguments.vram)
+    usual = arguments.usual_vram
+    return None if usual is None or arguments.device == "cpu" else _gib(usual)
 
 
 def wave_options(group: _ArgumentGroup) -> None:
@@ -220,13 +238,13 @@ def budget_option(group: _ArgumentGroup) -> None:
 
 
 def ram_option(group: _ArgumentGroup) -> None:
+    group.set_defaults(usual_ram=None)
     group.add_argument(
         "--ram",
         type=size,
-        default=0,
         metavar="SIZE",
         help="memory that the program may use, such as 4G: clustered keys and values beyond it lie "
-        "in a file, the most useful of them in memory (default: what is free)",
+        "in a file, the most useful of them in memory (default, and 0: what is free)",
     )
 
 

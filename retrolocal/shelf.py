@@ -19,6 +19,7 @@ from .context import Context
 from .errors import DamagedError, DataError, IdentityError, LibraryError
 from .generate import Progress
 from .ingest import Document, Options, Unread, open_document
+from .ingest.source import STDIN
 from .ingest.token_map import TokenMap
 from .library import (
     DocumentText,
@@ -86,6 +87,16 @@ class Shelf:
         parts = [part.token_ids() for part in (*entry.segments(), entry.tail)]
         return torch.cat(parts).tolist(), TokenMap(documents, entry.page_map)
 
+    def known_tokens(self, opening: str, head: Sequence[int]) -> int:
+        """How many tokens at the beginning of a head, behind `opening`, are kept."""
+        identity = replace(self._identity, prefix=opening)
+        try:
+            with self._library.longest_prefix(identity, head) as known:
+                return known.tokens
+        except LibraryError:
+            # It is told where the head is read.
+            return 0
+
     def read(
         self,
         context: Context,
@@ -93,11 +104,12 @@ class Shelf:
         *,
         opening: str,
         page_map: Callable[[], bytes],
-        expected_bytes: int,
+        expected_bytes: Callable[[int], int],
     ) -> Generator[Progress, None, None]:
         """Reads the head of `context`, these documents, as far as it is not kept; keeps the rest.
 
-        `opening` stands before the documents; the whole takes about `expected_bytes` on the disk.
+        `opening` stands before the documents; of a head of which `known` tokens are kept the rest
+        takes about `expected_bytes(known)` on the disk.
         Raises LibraryError for what cannot be kept, if it must be.
         """
         if context.head_is_read or not documents:
@@ -119,8 +131,7 @@ class Shelf:
                 self._remark(_mended(line))
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
-            left = expected_bytes * (1 - known.tokens / max(1, context.head_tokens))
-            writer = self._writer(identity, documents, known, int(left))
+            writer = self._writer(identity, documents, known, expected_bytes(known.tokens))
             if writer is None:
                 yield from context.read_head()
                 return
@@ -187,7 +198,7 @@ class Shelf:
         if files in self._entries:
             return self._entries[files]
         try:
-            entry = self._open(files)
+            entry = self._named_like(documents, self._open(files))
             if entry is not None:
                 _check(entry, whole=self._checked or files in self._distrusted)
         except DamagedError as error:
@@ -212,6 +223,22 @@ class Shelf:
             return entry
         entry.close()
         return None
+
+    def _named_like(self, documents: Sequence[Document], entry: Entry | None) -> Entry | None:
+        """What was read from standard input is called like the file that it is found as."""
+        if entry is None or entry.kind == "corpus":
+            return entry
+        names = [
+            document.name if stored.name == STDIN else stored.name
+            for document, stored in zip(documents, entry.documents, strict=True)
+        ]
+        if names == [stored.name for stored in entry.documents]:
+            return entry
+        entry.close()
+        # Where that cannot be now, because it is open elsewhere, it is called so another time.
+        with suppress(LibraryError):
+            self._library.rename(entry.key, names)
+        return self._open(_files(documents))
 
     def _of_corpus(self, files: tuple[FileId, ...]) -> bool:
         """Whether these are the corpus, or what it becomes."""

@@ -25,7 +25,8 @@ LAYERS: list[set[str]] = [
     {"generate", "conversation", "context", "memory", "fidelity", "crossover", "caches"}
     | {"kept", "provenance", "reply", "draft", "shelf", "head", "device", "sources", "room"}
     | {"loading", "machine", "model_counts", "planning", "expected_time", "ahead"}
-    | {"default_model", "model_commands", "fetching", "device_graph", "fit_check", "choice"},
+    | {"default_model", "model_commands", "fetching", "device_graph", "fit_check", "choice"}
+    | {"kept_bytes"},
     {"session"},
     {"bench", "evaluate", "plan", "doctor"},
     {"tui", "cli", "__main__"},

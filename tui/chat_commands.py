@@ -6,7 +6,8 @@ A command raises RetrolocalError where it makes no sense; the screen then shows 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,6 +224,36 @@ class ChatCommands:
             self._written = chat.turns
         return self._cache()
 
+    def keeping_asked(self) -> Callable[[], None]:
+        """Saves the chat with the question that is asked now, on whatever thread it is called.
+
+        Who kills the program finds the question again. That it could not be saved is said when its
+        answer cannot be, either.
+        """
+        chat, store = self._current(self._screen.desk.partial), self.store
+        if chat is None:
+            return lambda: None
+        self._saved, self._written = chat, chat.turns
+
+        def save() -> None:
+            with suppress(DataError):
+                store.save(chat)
+
+        return save
+
+    def forget_asked(self) -> None:
+        """The question became no part of the conversation."""
+        chat = self._current(None)
+        if self._saved is None:
+            # It was deleted meanwhile, and has not gone on.
+            self._written = () if chat is None else chat.turns
+        elif chat is not None:
+            self.keep()
+        else:
+            with suppress(DataError):
+                self.store.delete(self._saved.id)
+            self._saved, self._written = None, ()
+
     def _cache(self) -> Path | None:
         return None if self._saved is None else self.store.cache_of(self._saved.id)
 
@@ -248,7 +279,11 @@ class ChatCommands:
             return
         desk = self._screen.desk
         chat = self.store.load(chat_id)
-        turns = [Turn(t.question, t.answer, t.stop_reason, t.sources) for t in chat.turns]
+        answered, asked = chat.turns, None
+        if answered and not answered[-1].answer and answered[-1].stop_reason == "interrupted":
+            # The program was killed before there was an answer: it is asked again, or not at all.
+            answered, asked = answered[:-1], answered[-1].question
+        turns = [Turn(t.question, t.answer, t.stop_reason, t.sources) for t in answered]
         here = tuple(place_of(document.path) for document in desk.documents)
         files = [path for path in chat.documents if not path.startswith(CORPUS)]
         missing = [path for path in files if not Path(path).exists()]
@@ -262,8 +297,11 @@ class ChatCommands:
             old=self._cache(),
             kept=self.store.cache_of(chat_id),
         )
-        self._saved, self._written = chat, chat.turns
+        self._saved, self._written = chat, answered
         self._screen.show_turns(turns)
+        if asked is not None and not self._screen.prompt.text:
+            self._screen.prompt.set_text(asked)
+            self._screen.flash("the last question has no answer yet: Enter asks it again")
 
     def _last_question(self) -> Question | None:
         if not self._screen.desk.turns and self._screen.desk.at_rest:

@@ -278,12 +278,13 @@ class ChatScreen(Screen[None]):
         typed = [ticket.shown for ticket in tickets] + [self.prompt.text]
         self.prompt.set_text("\n".join(filter(None, typed)))
 
-    def sent(self, ticket: Ticket) -> None:
+    def sent(self, ticket: Ticket) -> Callable[[], None]:
         question = self._tickets[ticket]
         question.fate = "sent"
         self._opening = None
         self._live = Answer(hides_thinking=self._settings.hides_thinking)
         self.log_view.mount(self._live, after=question)
+        return self.commands.keeping_asked()
 
     def wrote(self, text: str) -> None:
         if self._live is not None:
@@ -302,6 +303,7 @@ class ChatScreen(Screen[None]):
             self._live.remove()
         self._live = None
         self._tickets[ticket].fate = "unanswered"
+        self.commands.forget_asked()
 
     def failed(self, error: BaseException, retry: Callable[[], None] | None) -> None:
         if self._opening is not None:

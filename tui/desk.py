@@ -2,7 +2,7 @@
 
 Everything happens on the event loop. The desk keeps the turns of the conversation exactly as the
 engine has them; the view shows what it is told. A stopped answer is a turn, a question that was
-stopped before its answer began is not.
+stopped before its answer began is not; it lies on the disk for as long as it may yet be one.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class DeskView(Protocol):
         """These questions wait no longer: they were meant for another conversation."""
         ...
 
-    def sent(self, ticket: Ticket) -> None:
-        """The engine has the question now."""
+    def sent(self, ticket: Ticket) -> Callable[[], None]:
+        """The engine gets the question now; what comes back is done before, on its thread."""
         ...
 
     def wrote(self, text: str) -> None: ...
@@ -241,8 +241,8 @@ class Desk:
 
     @property
     def partial(self) -> Turn | None:
-        """The question that is being answered, with what there is of the answer."""
-        if self._asked is None or not self._written:
+        """The question that is being answered, with what there is of the answer, if anything."""
+        if self._asked is None:
             return None
         return Turn(self._asked.text, self._written, "interrupted")
 
@@ -325,15 +325,15 @@ class Desk:
         self.activity.queued = len(self.queue)
         self.activity.enter("waiting", self._clock())
         self._asked, self._written = ticket, ""
-        changes = dict(self.changes)
+        changes, before = dict(self.changes), self._view.sent(ticket)
 
         def work(engine: Engine, job: Job) -> Answer:
+            before()
             if changes:
                 engine.change(changes)
             return engine.ask(ticket.text, job)
 
         self._begin("ask", work)
-        self._view.sent(ticket)
 
     def shown(self, cost: float) -> None:
         """What was delivered is on the screen, at this many seconds of CPU."""

@@ -24,21 +24,22 @@ import torch
 from .. import __version__
 from ..config import SessionConfig
 from ..default_model import default_model
-from ..device import device_name, gpu_bytes
+from ..device import device_name, device_note, gpu_bytes
 from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, read_documents
 from ..library import Library
+from ..library.room import size_text
 from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
+from ..room import Forecast
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
 from .time_left import Pace, TimeLeft, about, spoken
 
-MEBI = 1 << 20
 PACES = "reading.json"
 
 
@@ -55,11 +56,13 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         report.remark(chosen.note)
+    if (said := device_note(config)) is not None:
+        report.remark(said)
     bring(model, config, report, documents)
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
-        _announce(session, documents, library, pace.known, report)
-        return _read(session, documents, corpus, pace, report)
+        tokens = _announce(session, documents, library, pace.known, report)
+        return _read(session, documents, tokens, corpus, pace, report)
 
 
 def _documents(arguments: argparse.Namespace, library: Library, report: Report) -> list[Document]:
@@ -117,36 +120,54 @@ def _announce(
     library: Library,
     pace: Pace | None,
     report: Report,
-) -> None:
-    tokens, needed = session.documents_estimate()
+) -> int:
+    """Says what reading will take; returns the tokens of the documents."""
+    forecast = session.documents_estimate()
     free, ram = disk_free(library.path), session.config.ram
-    memory = min(needed.total, ram) if ram else needed.total
-    seconds = None if pace is None or session.documents_kept else pace.seconds(tokens)
-    long = ""
-    if seconds is not None:
-        long = f", {about(seconds)} at the pace of an earlier run"
-    elif not session.documents_kept:
-        long = ", for how long is known after the first pieces"
+    memory = min(forecast.memory.total, ram) if ram else forecast.memory.total
+    whole = forecast.kept == forecast.tokens
+    seconds = None
+    if pace is not None and not whole:
+        seconds = pace.seconds(forecast.tokens, forecast.kept)
     report.say(
         {
             "event": "start",
             "documents": len(documents),
-            "tokens": tokens,
-            "disk_bytes": needed.cache,
+            "tokens": forecast.tokens,
+            "kept_tokens": forecast.kept,
+            "disk_bytes": forecast.disk,
             "free_bytes": free,
             "memory_bytes": memory,
-            "kept": session.documents_kept,
+            "kept": whole,
             "seconds_expected": None if seconds is None else round(seconds, 1),
         },
-        f"{len(documents):,} document{'s' * (len(documents) != 1)}, {tokens:,} tokens: about "
-        f"{needed.cache / MEBI:,.0f} MiB on disk ({free / MEBI:,.0f} free), "
-        f"{memory / MEBI:,.0f} MiB of memory while reading{long}",
+        f"{len(documents):,} document{'s' * (len(documents) != 1)}, "
+        + _expected(forecast, free, memory, seconds),
+    )
+    return forecast.tokens
+
+
+def _expected(forecast: Forecast, free: int, memory: int, seconds: float | None) -> str:
+    """What is left to do, and what that takes."""
+    tokens, kept = forecast.tokens, forecast.kept
+    if kept == tokens:
+        return f"{tokens:,} tokens, which the library has"
+    begin = f"{tokens:,} tokens: "
+    if kept:
+        begin = f"{kept:,} of {tokens:,} tokens are kept; {tokens - kept:,} to read, "
+    long = "for how long is known after the first pieces"
+    if seconds is not None:
+        long = f"{about(seconds)} at the pace of an earlier run"
+    return (
+        f"{begin}about {size_text(forecast.disk)} on disk ({size_text(free)} free), "
+        f"{size_text(memory)} of memory while reading, {long}"
     )
 
 
 def _read(
     session: Session,
     documents: list[Document],
+    tokens: int,
     corpus: str | None,
     pace: _Pace,
     report: Report,
@@ -155,7 +176,7 @@ def _read(
     with _interruptible() as interrupted:
         for last in session.read_documents():
             now = time.monotonic()
-            clock.advance(last.done, last.total, now)
+            clock.advance(tokens - last.total + last.done, tokens, now)
             _show(last, clock.seconds(now), now - began, report)
             if interrupted() and last.done < last.total:
                 pace.learn(clock.fit())

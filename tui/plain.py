@@ -343,10 +343,28 @@ def _typed(*, once: bool) -> Iterator[str]:
             return
         if line.strip() in ("/exit", "/bye", "/quit"):
             return
-        if line.strip():
+        if _is_command(line):
+            name = line.split()[0]
+            print(
+                f"{name} is a command of the chat on the whole screen: start without --plain; "
+                "/exit leaves",
+                file=sys.stderr,
+            )
+        elif line.strip():
             yield line
             if once:
                 return
+
+
+def _is_command(line: str) -> bool:
+    """Whether the chat on the screen would do something with a line, not ask it."""
+    if not line.startswith("/"):
+        return False
+    # Only here: it needs Textual, for which no line should wait.
+    from .slash import COMMANDS
+
+    name, _, argument = line[1:].strip().partition(" ")
+    return any(name == known.name and (known.argument or not argument) for known in COMMANDS)
 
 
 def _documents(

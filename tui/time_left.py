@@ -59,9 +59,10 @@ class Pace:
     intercept: float
     slope: float
 
-    def seconds(self, total: int) -> float:
-        """For everything from the beginning."""
-        return max(0.0, self.intercept * total + self.slope * total**2 / 2)
+    def seconds(self, total: int, done: int = 0) -> float:
+        """For everything up to `total` that is behind what is `done`."""
+        left = self.intercept * (total - done) + self.slope * (total**2 - done**2) / 2
+        return max(0.0, left)
 
 
 def _fit(steps: list[tuple[float, int, float]]) -> tuple[float, float]:

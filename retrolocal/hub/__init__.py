@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..amounts import size
+from ..errors import UsageError
 from .cache import cache_folder, cached, is_offline
 from .download import Download, Received, ask, fetch, fetch_settings
 from .name import HubName, hub_name, local_folder, shadow_note
@@ -46,10 +47,15 @@ def locate_model(
     """The folder of the model `name`, or what has to be fetched for it.
 
     `name` is `builtin`, a folder, or `org/name[@revision]` on the Hub. With `offline` the Hub is
-    not asked. Raises ModelError, among them DownloadError.
+    not asked. Raises ModelError, among them DownloadError, and UsageError for a revision of what
+    has none.
     """
     here = local_folder(name)
     if here is not None:
+        if revision is not None:
+            raise UsageError(
+                f"--revision is {revision!r:.80} and {name} is no model of the Hub; leave it out"
+            )
         return here
     model = hub_name(name, revision)
     found = cached(model)

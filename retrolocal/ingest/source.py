@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 from ..errors import DocumentError
 
+STDIN = "stdin"
+"""What a text from standard input is called."""
 HEAD_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
 _MAX_STDIN_BYTES = 4 << 30
@@ -75,7 +77,7 @@ def open_source(path: str | Path) -> Iterator[OpenFile]:
     """
     if str(path) == "-":
         with _spooled_stdin() as file:
-            yield _describe(file, label="stdin", name="stdin", suffix="")
+            yield _describe(file, label=STDIN, name=STDIN, suffix="")
         return
     label = printable(str(path))
     with _open_regular(path, label) as file:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import DamagedError, IdentityError, LibraryError, UsageError
+from ..errors import DamagedError, IdentityError, LibraryError, LockedError, UsageError
 from ..paths import library_dir
+from .apart import apart
 from .catalogue import (
     Catalogue,
     FileId,
@@ -23,6 +25,7 @@ from .catalogue import (
     read_catalogue,
     read_manifest,
     used_at,
+    write_manifest,
 )
 from .chain import Prefix, known_segments, longest_chain, open_prefix
 from .cleaning import Cleaned, clean, drop_scratch, remove_entry
@@ -81,7 +84,7 @@ class Library:
         found = catalogue.named(name)
         if not found:
             raise LibraryError(self._absent(catalogue, name))
-        _one_key(name, {manifest.key for manifest in found})
+        _one_key(name, found)
         return found[0]
 
     def open(self, name: str, wanted: Identity | None = None, kind: Kind | None = None) -> Entry:
@@ -105,7 +108,7 @@ class Library:
             if not fitting:
                 assert wanted is not None
                 raise IdentityError(_other_identity(name, called[0].identity, wanted))
-            _one_key(name, {manifest.key for manifest in fitting})
+            _one_key(name, fitting)
             return self._open(fitting[0])
 
     def find_file(self, digest: str, extractor: str, wanted: Identity) -> Entry | None:
@@ -219,6 +222,25 @@ class Library:
             raise
         return writer
 
+    def rename(self, key: str, names: Sequence[str]) -> None:
+        """Calls the documents of a complete entry so, and a document itself like its first one.
+
+        Raises LockedError while it is open, or another process writes, and LibraryError.
+        """
+        with self._changing(), contextlib.ExitStack() as stack:
+            with reading(key):
+                file = open_manifest(self._fs, key, "complete")
+                stack.callback(self._fs.close, file)
+                if not try_lock(file, shared=False):
+                    raise LockedError(f"{key[:12]} is open in a chat; it keeps its name")
+                manifest = read_manifest(self._fs, file, key, "complete")
+            documents = tuple(
+                replace(document, name=name_like(name))
+                for document, name in zip(manifest.documents, names, strict=True)
+            )
+            called = manifest.name if manifest.kind == "corpus" else documents[0].name
+            write_manifest(self._fs, replace(manifest, name=called, documents=documents))
+
     def remove(self, name: str) -> Cleaned:
         """Removes the entry called `name` (or of that key), and what only it needed.
 
@@ -226,11 +248,13 @@ class Library:
         """
         with self._changing():
             catalogue = self.catalogue()
-            keys = {manifest.key for manifest in catalogue.named(name)}
-            keys |= {p.key for p in catalogue.problems if len(name) >= 8 and p.key.startswith(name)}
-            if not keys:
+            found = catalogue.named(name)
+            broken = {
+                p.key for p in catalogue.problems if len(name) >= 8 and p.key.startswith(name)
+            }
+            if not found and not broken:
                 raise LibraryError(self._absent(catalogue, name))
-            remove_entry(self._fs, _one_key(name, keys))
+            remove_entry(self._fs, _one_key(name, found, broken))
             return clean(self._fs, self.catalogue())
 
     def collect(self) -> Cleaned:
@@ -319,13 +343,17 @@ def _corpus_name(name: str) -> str:
         raise UsageError(f"--corpus is {name!r:.80}; {error}") from error
 
 
-def _one_key(name: str, keys: set[str]) -> str:
-    if len(keys) > 1:
-        listed = ", ".join(key[:12] for key in sorted(keys))
-        raise LibraryError(
-            f"the library has {len(keys)} entries called {name!r}; give the key of one: {listed}"
-        )
-    return next(iter(keys))
+def _one_key(name: str, found: Sequence[Manifest], broken: Set[str] = frozenset()) -> str:
+    """The key of what was found; raises LibraryError that tells several apart."""
+    entries = {manifest.key: manifest for manifest in found}
+    keys = sorted(entries.keys() | broken)
+    if len(keys) == 1:
+        return keys[0]
+    words = dict(zip(entries, apart(list(entries.values())), strict=True))
+    listed = "; ".join(f"{key[:12]} ({words.get(key) or 'damaged'})" for key in keys)
+    raise LibraryError(
+        f"the library has {len(keys)} entries called {name!r}; give the key of one: {listed}"
+    )
 
 
 def _other_identity(name: str, saved: Identity, wanted: Identity) -> str:

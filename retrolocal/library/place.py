@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from ..errors import LibraryError
+from ..paths import library_setting
 from .filesystem import FileSystem
 from .identity import FORMAT
 from .locks import OBJECTS, OPENING, WRITER
@@ -51,7 +52,7 @@ def check_place(fs: FileSystem) -> bool:
     if int(known[1]) > FORMAT:
         raise LibraryError(
             f"{fs.root} was made by a newer retrolocal (format {int(known[1])}; this one reads "
-            f"{FORMAT}); update retrolocal, or set RETROLOCAL_LIBRARY to another folder"
+            f"{FORMAT}); update retrolocal, or set {library_setting()} to another folder"
         )
     if int(known[1]) < FORMAT:
         raise LibraryError(
@@ -67,7 +68,7 @@ def make_place(fs: FileSystem) -> None:
         return
     if fs.root.exists() and not set(fs.names("")) <= _OURS:
         raise LibraryError(
-            f"{fs.root} is not empty and not a retrolocal library; give RETROLOCAL_LIBRARY an "
+            f"{fs.root} is not empty and not a retrolocal library; give {library_setting()} an "
             "empty or a new folder"
         )
     for folder in ("", *FOLDERS):
@@ -81,10 +82,10 @@ def make_place(fs: FileSystem) -> None:
 
 def _check_private(root: Path, status: os.stat_result) -> None:
     if not stat.S_ISDIR(status.st_mode):
-        raise LibraryError(f"{root} is not a folder; give RETROLOCAL_LIBRARY a folder")
+        raise LibraryError(f"{root} is not a folder; give {library_setting()} a folder")
     if status.st_uid != os.geteuid():
         raise LibraryError(
-            f"{root} belongs to another user; set RETROLOCAL_LIBRARY to a folder of your own"
+            f"{root} belongs to another user; set {library_setting()} to a folder of your own"
         )
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:

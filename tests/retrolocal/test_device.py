@@ -53,6 +53,14 @@ def test_a_usable_gpu_is_taken(gpu: Gpu) -> None:
     assert choose_device(SessionConfig(device="cpu")).type == "cpu"
 
 
+def test_a_bound_of_a_gpu_that_is_not_used_is_told() -> None:
+    for wanted in ("auto", "cpu"):
+        config = SessionConfig(device=wanted, vram=8.0)  # type: ignore[arg-type]
+        if choose_device(config).type == "cpu":
+            assert "vram has no effect: no GPU is used" in str(device_note(config))
+    assert device_note(SessionConfig(device="cpu")) is None
+
+
 @pytest.mark.parametrize(
     ("problem", "words"),
     [

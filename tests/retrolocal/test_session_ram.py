@@ -274,7 +274,7 @@ def test_more_tokens_than_memory_and_disk(
         Session.open("builtin", CONFIG, documents=[document])
     keeping = Keeping(library=library)
     with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
-        assert session.documents_estimate()[1].stored > 0
+        assert session.documents_estimate().memory.stored > 0
 
 
 def test_a_file_of_a_part_is_opened_once(

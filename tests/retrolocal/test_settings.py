@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from retrolocal.cli import chat_parser, ingest_parser, main, sampling_given, session_config
+from retrolocal.config import SessionConfig
 from retrolocal.errors import SettingsError, UsageError
 from retrolocal.paths import library_dir
 from retrolocal.settings import SETTINGS, apply_settings, config_file, given_settings
@@ -79,6 +80,26 @@ def test_a_chat_and_an_ingest_take_what_is_set(file: Path) -> None:
     assert session_config(parser.parse_args(["x"])).threads == 3
 
 
+def test_memory_and_bits_may_be_set_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('ram = "4G"\nvram = "6G"\nquant = "int8"\n')
+    parser = chat_parser()
+    apply_settings(parser)
+
+    def config(*words: str) -> SessionConfig:
+        return session_config(parser.parse_args(words))
+
+    usual = config()
+    assert (usual.ram, usual.vram, usual.quant) == (4 << 30, 6.0, "int8")
+    # A bound of what is not used is no contradiction unless it is typed.
+    assert (config("--device=cuda").ram, config("--device=cpu").vram) == (0, None)
+    assert (config("--ram=0").ram, config("--vram=1G", "--quant=none").vram) == (0, 1.0)
+    with pytest.raises(UsageError, match="leave it out on a GPU"):
+        config("--ram=1G", "--device=cuda")
+    monkeypatch.setenv("RETROLOCAL_RAM", "512M")
+    apply_settings(parser)
+    assert config().ram == 512 << 20
+
+
 def test_every_setting_is_an_option_of_chat_and_its_default_is_no_other() -> None:
     defaults = vars(chat_parser().parse_args([]))
     for setting in SETTINGS:
@@ -109,6 +130,17 @@ def test_the_library_may_lie_elsewhere(
     assert library_dir() == tmp_path / "other"
 
 
+def test_whoever_named_the_library_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    file.write_text('library = "/dev/null"')
+    assert main(["library", "list"]) == 1
+    assert f"/dev/null is not a folder; give library in {file} a folder" in one_line(capsys)
+    monkeypatch.setenv("RETROLOCAL_LIBRARY", "/dev/zero")
+    assert main(["library", "list"]) == 1
+    assert "/dev/zero is not a folder; give RETROLOCAL_LIBRARY a folder" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -132,6 +164,9 @@ def test_the_library_may_lie_elsewhere(
         ("budget = 'all'", "budget is 'all'; give a number"),
         ("budget = 2", "budget is 2; give auto or a fraction"),
         ("library = ' '", "library is empty; give a folder"),
+        ("ram = 'much'", "ram is 'much'; give a size, such as 4G"),
+        ("vram = '0'", "vram is 0; give a size above 0, such as 24G"),
+        ("quant = 'int3'", "quant is 'int3'; give one of none, int8, int4"),
         ("temp = 1\ntemp = 2", "is not valid TOML"),
         ("temp : 1", "is not valid TOML"),
         ("a = " + "[" * 5000, "is not valid TOML"),

@@ -12,6 +12,7 @@ from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
 from retrolocal.errors import IdentityError, LibraryError, SpaceError
 from retrolocal.ingest import Document
 from retrolocal.library import Library
+from retrolocal.library.filesystem import DiskFileSystem
 from retrolocal.session import AskOptions, Reply, Session
 from retrolocal.shelf import Keeping, corpus_documents, document_of
 
@@ -95,6 +96,22 @@ def test_an_interrupted_reading_goes_on_to_the_same_bytes(
     assert parts.verify("book.txt", deep=True).problems == ()
 
 
+def test_what_came_from_standard_input_is_called_like_its_file(
+    library: Library, tmp_path: Path
+) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("Ten green bottles hang on the wall. " * 8, encoding="utf-8")
+    document = document_of(path)
+    first = ask([replace(document, name="stdin")], library)
+    assert library.find("stdin").tokens > 0
+    assert ask([document], library).prefill_tokens < first.prefill_tokens
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
+    other = replace(document, name="other.txt")
+    assert ask([other], library).prefill_tokens < first.prefill_tokens
+    assert ask([replace(document, name="stdin")], library).prefill_tokens < first.prefill_tokens
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
+
+
 def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path) -> None:
     more = write(tmp_path, "more.txt", 2)
     grown, fresh = Library(tmp_path / "grown"), Library(tmp_path / "fresh")
@@ -147,6 +164,72 @@ def test_a_short_text_stays_dense_and_is_kept(library: Library, tmp_path: Path) 
     assert second.prefill_tokens < first.prefill_tokens
     assert second.text == first.text
     assert library.find("short.txt").segments == ()
+
+
+AS_THE_PROGRAM = SessionConfig(cache="wave", wave=WaveConfig(store_type="int8"))
+
+
+@pytest.mark.parametrize(
+    ("words", "config"),
+    [
+        (150, replace(AS_THE_PROGRAM, cache="auto")),
+        (300, replace(CONFIG, cache="dense")),
+        (300, CONFIG),
+        (300, replace(CONFIG, wave=replace(WAVE, store_type="int4", index_type="f32"))),
+        (2500, AS_THE_PROGRAM),
+    ],
+    ids=["short", "dense", "segments", "int4", "longer"],
+)
+def test_what_a_text_takes_on_the_disk_is_known_before(
+    library: Library, tmp_path: Path, words: int, config: SessionConfig
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(random.Random(1).choices(WORDS, k=words)), encoding="utf-8")
+    keeping = Keeping(library=library, required=True)
+    with Session.open("builtin", config, documents=[document_of(path)], keeping=keeping) as session:
+        expected = session.documents_estimate()
+        for _ in session.read_documents():
+            pass
+    written = sum(file.stat().st_size for file in library.path.rglob("*") if file.is_file())
+    assert expected.disk == pytest.approx(written, rel=0.15)
+    assert (expected.kept, library.find("text.txt").tokens) == (0, expected.tokens)
+
+
+def test_of_an_interrupted_reading_the_rest_is_still_to_be_written(
+    library: Library, book: Path
+) -> None:
+    keeping = Keeping(library=library, required=True)
+    documents = [document_of(book)]
+    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+        whole = session.documents_estimate()
+        for progress in session.read_documents():
+            if progress.done >= 20 + 256 * 2:
+                break
+    before = library.find("book.txt").bytes
+    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+        left = session.documents_estimate()
+        for _ in session.read_documents():
+            pass
+        assert (whole.kept, left.kept) == (0, 20 + 256 * 2)
+        after = library.find("book.txt").bytes
+        assert whole.disk > left.disk == pytest.approx(after - before, rel=0.15)
+    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+        assert session.documents_estimate().disk == 0
+        assert session.documents_estimate().kept == whole.tokens
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path, book: Path) -> None:
+    class Full(DiskFileSystem):
+        def free_bytes(self) -> int:
+            return expected.disk - 1
+
+    plain = replace(CONFIG, cache="dense")
+    keeping = Keeping(library=Library(filesystem=Full(tmp_path / "full")), required=True)
+    documents = [document_of(book)]
+    with Session.open("builtin", plain, documents=documents, keeping=keeping) as session:
+        expected = session.documents_estimate()
+        with pytest.raises(SpaceError, match=r"book\.txt needs .* are free"):
+            next(session.read_documents())
 
 
 def test_what_cannot_be_kept_is_read_all_the_same(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fakes import FakeEngine, Stage, a_document, a_source, an_answer, play
 
-from retrolocal.chats import ChatStore
-from retrolocal.errors import SpaceError
+from retrolocal.chats import ChatStore, ChatTurn
+from retrolocal.errors import Interrupted, SpaceError
 from retrolocal.tui.engine import (
     Advanced,
     Began,
@@ -102,6 +102,48 @@ def test_a_signal_waits_for_nothing(state: Path) -> None:
 
     assert play(scene, state=state).return_code == 143
     assert [turn.answer for turn in store(state).list()[0].turns] == ["because", "Half"]
+
+
+def test_a_question_is_on_the_disk_before_its_answer(state: Path) -> None:
+    async def killed(stage: Stage) -> None:
+        await stage.ready()
+        await stage.ask("why")
+        [chat] = store(state).list()
+        assert (chat.title, chat.turns) == ("why", (ChatTurn("why", "", "interrupted"),))
+
+    async def again(stage: Stage) -> None:
+        await stage.ready()
+        await stage.pilot.press("f4", "enter")
+        await stage.until(lambda: stage.chat.prompt.text == "why")
+        await stage.until(stage.resting)
+        assert stage.chat.desk.turns == []
+        await stage.pilot.press("enter")
+        call = await stage.call("ask")
+        assert call.argument == "why"
+        call.give(an_answer("because"))
+        await stage.until(stage.resting)
+
+    play(killed, state=state)
+    play(again, state=state)
+    [chat] = store(state).list()
+    assert chat.turns == (ChatTurn("why", "because"),)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_question_that_is_stopped_is_in_no_chat(state: Path, before: int) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        for _ in range(before):
+            await stage.answered("one", "first")
+        call = await stage.ask("why")
+        assert [len(chat.turns) for chat in store(state).list()] == [before + 1]
+        await stage.pilot.press("escape")
+        await stage.until(call.stopped.is_set)
+        call.give(Interrupted("stopped"))
+        await stage.until(stage.resting)
+        assert [len(chat.turns) for chat in store(state).list()] == [1] * before
+
+    play(scene, state=state)
 
 
 def test_what_could_not_be_kept_is_said_when_the_screen_is_gone(state: Path) -> None:

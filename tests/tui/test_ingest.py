@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retrolocal.cli import main
+from retrolocal.memory import MemoryEstimate
+from retrolocal.room import Forecast
+from retrolocal.tui.ingest import _expected
 from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
 
 
@@ -22,6 +26,7 @@ def test_a_pace_is_what_was_fitted() -> None:
     assert pace.intercept == pytest.approx(1e-3)
     assert pace.slope == pytest.approx(2e-6)
     assert pace.seconds(10_000) == pytest.approx(10 + 100)
+    assert pace.seconds(10_000, 4_000) == pytest.approx(pace.seconds(10_000) - pace.seconds(4_000))
     assert Pace(1e-3, 0.0).seconds(0) == 0.0
     assert (about(131), spoken(3700)) == ("about 2:10", "about 1:01 h left")
 
@@ -40,8 +45,9 @@ def test_the_second_text_is_told_how_long_it_takes(
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         [start] = [event for event in found if event["event"] == "start"]
         assert start["tokens"] > 8192
-        for fact in ("disk_bytes", "memory_bytes", "free_bytes"):
+        for fact in ("memory_bytes", "free_bytes"):
             assert start[fact] > 0
+        assert (start["disk_bytes"] > 0) == (not start["kept"])
         return start  # type: ignore[no-any-return]
 
     first, second = starts("1.txt"), starts("2.txt")
@@ -49,3 +55,17 @@ def test_the_second_text_is_told_how_long_it_takes(
     assert 0 < second["seconds_expected"] < 3600  # type: ignore[operator]
     again = starts("2.txt")
     assert (again["kept"], again["seconds_expected"]) == (True, None)
+
+
+def test_what_is_left_is_said_with_its_units() -> None:
+    memory = MemoryEstimate(weights=0, cache=5 << 20, workspace=3 << 20)
+    forecast = Forecast(tokens=136_616, kept=0, memory=memory, disk=165 << 10)
+    assert _expected(forecast, free=70 << 30, memory=8 << 20, seconds=131) == (
+        "136,616 tokens: about 165.0 KiB on disk (70.0 GiB free), 8.0 MiB of memory while reading, "
+        "about 2:10 at the pace of an earlier run"
+    )
+    assert _expected(replace(forecast, kept=57_412), 1 << 30, 8 << 20, None).startswith(
+        "57,412 of 136,616 tokens are kept; 79,204 to read, about 165.0 KiB on disk"
+    )
+    everything = _expected(replace(forecast, kept=136_616), 1 << 30, 8 << 20, None)
+    assert everything == "136,616 tokens, which the library has"

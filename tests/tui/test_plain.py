@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from retrolocal.tui.plain import _is_command
+
 PATIENCE = 60.0
 
 
@@ -75,6 +77,9 @@ def terminal(tiny_model: Path, tmp_path: Path) -> Iterator[Terminal]:
 
 def test_a_conversation(terminal: Terminal) -> None:
     terminal.wait_for("> $")
+    terminal.type("/help\n")
+    said = terminal.wait_for("leaves\r\n> $")
+    assert "/help is a command of the chat on the whole screen: start without --plain" in said
     terminal.type("one\n")
     terminal.wait_for("[!-~]{20}")
     terminal.interrupt()
@@ -111,3 +116,18 @@ def test_exit_words(terminal: Terminal) -> None:
     terminal.wait_for("> $")
     terminal.type("/exit\n")
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("/help", True),
+        ("/file book.txt", True),
+        ("/help me with this", False),
+        ("/etc/passwd is what?", False),
+        ("what is /help", False),
+        ("//help", False),
+    ],
+)
+def test_a_line_that_the_screen_would_not_ask(line: str, command: bool) -> None:
+    assert _is_command(line) == command

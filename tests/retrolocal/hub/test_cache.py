@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, SMALL, FakeHub
 
-from retrolocal.errors import ModelError
+from retrolocal.errors import ModelError, UsageError
 from retrolocal.hub import hub_name, missing_bytes, resolve_model
 from retrolocal.hub.cache import contents, index_shards, missing_file, remove
 
@@ -42,6 +42,11 @@ def test_a_cached_model_of_another_revision_does_not_do(cache: Path, no_hub: Non
     assert resolve_model("org/model@v2") == snapshot
     assert resolve_model("org/model", revision="v2") == snapshot
     assert "cannot be reached" in refused("org/model")
+
+
+def test_what_is_not_on_the_hub_has_no_revision() -> None:
+    with pytest.raises(UsageError, match="--revision is 'main' and builtin is no model of the Hub"):
+        resolve_model("builtin", revision="main")
 
 
 def test_shards_of_the_index_must_all_be_there(cache: Path, no_hub: None) -> None:

@@ -253,6 +253,45 @@ def test_of_two_prefixes_the_last_one_used_is_found(library: Library, sample: Mo
         library.open("book.txt")
 
 
+def test_entries_of_one_name_are_told_apart(library: Library, sample: ModuleType) -> None:
+    book, plain = sample.Book(), sample.IDENTITY
+    others = {
+        "cache wave, codec int8": plain,
+        "cache wave, codec int4": replace(plain, codec="int4"),
+        "cache dense, codec int8": replace(plain, clustering=None),
+    }
+    keys = {words: book.ingest(library, identity) for words, identity in others.items()}
+    with pytest.raises(LibraryError) as caught:
+        library.find("book.txt")
+    listed = str(caught.value).partition("give the key of one: ")[2].split("; ")
+    assert sorted(listed) == sorted(f"{key[:12]} ({words})" for words, key in keys.items())
+
+
+def test_of_other_weights_the_rest_of_the_model_is_not_told(
+    library: Library, sample: ModuleType
+) -> None:
+    other = replace(sample.IDENTITY, weights={"a": "2" * 64, "quant": "int4, format 1"})
+    for identity in (sample.IDENTITY, replace(other, tokenizer="3" * 64, model={"layers": 3})):
+        sample.Book().ingest(library, identity)
+    told = r"weights [0-9a-f]{6}, quant int4\)"
+    with pytest.raises(LibraryError, match=told) as caught:
+        library.find("book.txt")
+    assert "layers" not in str(caught.value)
+
+
+def test_an_entry_gets_another_name_unless_it_is_open(library: Library, sample: ModuleType) -> None:
+    book = sample.Book(name="stdin")
+    key = book.ingest(library)
+    with library.open("stdin"), pytest.raises(LockedError, match="is open in a chat"):
+        library.rename(key, ["play.txt"])
+    library.rename(key, ["play.txt"])
+    with library.open("play.txt") as entry:
+        book.assert_is(entry)
+        assert [document.name for document in entry.documents] == ["play.txt"]
+    with pytest.raises(LibraryError, match="no entry 'stdin'"):
+        library.find("stdin")
+
+
 def test_one_ingest_at_a_time(library: Library, root: Path, sample: ModuleType) -> None:
     book = sample.Book()
     with library.write(sample.IDENTITY, book.texts):
@@ -370,7 +409,8 @@ def test_a_corpus_may_be_called_like_a_document(library: Library, sample: Module
     for kind, key in keys.items():
         with library.open("book.txt", kind=kind) as entry:
             assert (entry.key, entry.kind) == (key, kind)
-    with pytest.raises(LibraryError, match="2 entries called"):
+    told = rf"2 entries called .book\.txt.; .*{keys['corpus'][:12]} \(kind corpus\)"
+    with pytest.raises(LibraryError, match=told):
         library.open("book.txt")
 
 

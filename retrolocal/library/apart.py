@@ -1,0 +1,66 @@
+"""What tells entries of one name apart: the few things in which they differ, in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from . import canonical
+from .canonical import Json
+from .manifest import Manifest
+
+DIGITS = 6
+"""Of the hash of what is too long to be shown."""
+OF_THE_MODEL = ("model", "rope", "tokenizer", "prefix")
+"""Parts of an identity that differ where the weights do."""
+SHORT = {"prefill.kind": "prefill"}
+"""Names of what is not known by the last part of its own."""
+
+
+def apart(manifests: Sequence[Manifest]) -> list[str]:
+    """For each entry in which things it is unlike the others: `store int8, dtype float32`."""
+    facts = [dict(_facts(manifest)) for manifest in manifests]
+    names = list(dict.fromkeys(name for one in facts for name in one))
+    telling = [name for name in names if len({one[name] for one in facts if name in one}) > 1]
+    if "weights" in telling:
+        telling = [name for name in telling if name.partition(".")[0] not in OF_THE_MODEL]
+    return [
+        ", ".join(f"{_short(name)} {one[name]}" for name in telling if name in one) for one in facts
+    ]
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    identity = manifest.identity
+    weights = dict(identity.weights) if isinstance(identity.weights, dict) else {}
+    quant = weights.pop("quant", "none")
+    yield "kind", manifest.kind
+    yield "state", "complete" if manifest.state == "complete" else "unfinished"
+    yield "text", _hash([[one.digest, one.extractor] for one in manifest.documents])
+    if manifest.state == "complete":
+        yield "tokens", f"{manifest.tokens:,}"
+    yield "weights", _hash(weights or identity.weights)
+    yield "quant", str(quant).partition(",")[0]
+    yield "dtype", identity.dtype
+    yield "cache", "dense" if identity.clustering is None else "wave"
+    for name in ("codec", "clustering", "prefill", "model", "rope"):
+        yield from _flat(name, getattr(identity, name))
+    for name in ("tokenizer", "prefix"):
+        yield name, _hash(getattr(identity, name))
+
+
+def _flat(name: str, value: Json) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key in sorted(value):
+            yield from _flat(f"{name}.{key}", value[key])
+    elif isinstance(value, str | int | float):
+        yield name, str(value)
+    elif value is not None:
+        yield name, _hash(value)
+
+
+def _short(name: str) -> str:
+    return SHORT.get(name, name.rpartition(".")[2])
+
+
+def _hash(value: Json) -> str:
+    return hashlib.blake2b(canonical.encode(value), digest_size=16).hexdigest()[:DIGITS]
