@@ -14,6 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .arguments import command_parser, parsed
@@ -33,6 +34,9 @@ from .shared_options import (
     wave_config,
     wave_options,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 USAGE = """usage: retrolocal COMMAND [options]
 
@@ -65,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character shows a question mark instead.
         sys.stdout.reconfigure(errors="replace")
+        _name_stdout(sys.stdout)
     try:
         return _run(words)
     except RetrolocalError as error:
@@ -83,10 +88,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("retrolocal: the machine ran out of memory; close other programs", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"retrolocal: {error.strerror or error}: {error.filename or 'stdout'}", file=sys.stderr
+        problem = error.strerror or error
+        about = (
+            f"{problem}: {error.filename}" if error.filename else f"the system refused: {problem}"
         )
+        print(f"retrolocal: {about}", file=sys.stderr)
         return 1
+
+
+def _name_stdout(stdout: io.TextIOWrapper) -> None:
+    """From now on an error of writing there has a name, as that of a file has."""
+    # Without a buffer (python -u) the one stands for the other.
+    raw = getattr(stdout.buffer, "raw", stdout.buffer)
+    if not isinstance(raw, io.FileIO) or "write" in vars(raw):
+        return
+    write = raw.write
+
+    def named(data: ReadableBuffer) -> int | None:
+        try:
+            return write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from error
+
+    raw.write = named  # type: ignore[method-assign]
 
 
 def _run(words: list[str]) -> int:

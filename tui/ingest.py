@@ -29,6 +29,7 @@ from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, read_documents
+from ..kernels.compiled import unkept_note
 from ..library import Library
 from ..paths import disk_free
 from ..remembered import remember, remembered
@@ -59,7 +60,10 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
         _announce(session, documents, library, pace.known, report)
-        return _read(session, documents, corpus, pace, report)
+        code = _read(session, documents, corpus, pace, report)
+    if (note := unkept_note()) is not None:
+        report.remark(note)
+    return code
 
 
 def _documents(arguments: argparse.Namespace, library: Library, report: Report) -> list[Document]:

@@ -37,7 +37,7 @@ from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
 from ..ingest.document import Document
-from ..kernels.compiled import to_compile
+from ..kernels.compiled import to_compile, unkept_note
 from ..library import Library
 from ..report import Report
 from ..session import AskOptions, Reply, Session
@@ -170,6 +170,8 @@ class _Chat:
                 print(line, flush=True)
         for line in figures(self._session, reply):
             self._screen.say(line)
+        if (note := unkept_note()) is not None:
+            self._screen.say(note)
         return 130 if reply.stop_reason == "interrupted" else 0
 
     @contextmanager

@@ -162,6 +162,7 @@ class SessionEngine:
 
     def ask(self, question: str, control: Control) -> Answer:
         from ..generate import Piece, Progress
+        from ..kernels.compiled import unkept_note
         from ..session import Reply
 
         self._control = control
@@ -182,6 +183,8 @@ class SessionEngine:
                         measured = time.monotonic()
                         self._measure(control, written)
                 case Reply():
+                    if (note := unkept_note()) is not None:
+                        self._remark(note)
                     self._compiles = self._compiles and not self._clustered()
                     self._measure(control, event.generated_tokens)
                     return _answer(event)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from retrolocal.cli import chat_parser, main
+from retrolocal.kernels import compiled
 
 
 def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -230,6 +231,52 @@ def test_closed_and_full_streams(tiny_model: Path, closing: str, code: int) -> N
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("retrolocal: ")
     assert done.stderr.count("\n") == 1
+    assert "full" not in closing or "No space left on device: stdout" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_error_is_of_stdout_only_where_it_is(unbuffered: str, tmp_path: Path) -> None:
+    """A long answer, which no buffer holds, and an error of something else that has no name."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import errno, os, sys\n"
+        "from retrolocal import cli\n"
+        "def fail(words):\n"
+        "    if words == ['write']:\n"
+        "        print('x' * 100_000)\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "cli._run = fail\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    for word, said in (("write", "No space left on device: stdout"), ("", "the system refused")):
+        command = f"{sys.executable} {program} {word} > /dev/full"
+        done = subprocess.run(
+            ["bash", "-c", command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert said in done.stderr
+        assert ("stdout" in done.stderr) == (word == "write")
+
+
+@pytest.mark.parametrize("command", ["chat -p q -n 2 -f {book}", "ingest {book}"])
+def test_compiled_code_that_cannot_be_kept_stops_nothing(
+    command: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compiled, "UNKEPT", compiled.Unkept("/full (No space left on device)"))
+    book = tmp_path / "book.txt"
+    book.write_text("A short book.")
+    words = command.format(book=book).split()
+    assert main([*words, "-m", str(tiny_model)]) == 0
+    note = "compiled code cannot be kept in /full (No space left on device)"
+    assert capsys.readouterr().err.count(note) == 1
 
 
 def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:
