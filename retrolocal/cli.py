@@ -176,9 +176,11 @@ def _announce(arguments: argparse.Namespace) -> None:
     """What is kept of the documents is on its way before PyTorch is imported."""
     if arguments.file or arguments.corpus is not None:
         from .ahead import announce
+        from .ingest import given_once
         from .library import Library
 
-        announce(arguments.file, arguments.corpus, extraction(arguments), Library())
+        files = given_once(arguments.file)
+        announce(files, arguments.corpus, extraction(arguments), Library())
 
 
 @contextlib.contextmanager
@@ -213,6 +215,8 @@ def _ingest(words: list[str]) -> int:
         return 0
     config = session_config(arguments)
     require_model(arguments.model)
+    if "" in arguments.paths:
+        raise UsageError("a PATH is empty; give files and folders, or - to read standard input")
     from .tui.ingest import ingest
 
     return ingest(arguments, config)
@@ -294,6 +298,10 @@ def check(arguments: argparse.Namespace) -> None:
             f"--corpus and {other} were both given; add files with retrolocal ingest FILE "
             f"--corpus {arguments.corpus}"
         )
+    if arguments.corpus == "":
+        raise UsageError("--corpus is empty; give a name (retrolocal library list shows them)")
+    if "" in arguments.file:
+        raise UsageError("-f is empty; give a file, or - to read standard input")
     if arguments.file.count("-") > 1:
         raise UsageError("-f - was given twice; stdin is one document")
     if arguments.system_prompt is not None and arguments.system_prompt_file is not None:

@@ -36,7 +36,7 @@ from ..device import device_note, gpu_bytes
 from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
-from ..ingest.document import Document
+from ..ingest import Document, given_once
 from ..kernels.compiled import to_compile, unkept_note
 from ..library import Library
 from ..report import Report
@@ -355,7 +355,8 @@ def _documents(
     arguments: argparse.Namespace, library: Library | None, screen: _Screen
 ) -> list[Document]:
     options = extraction(arguments)
-    documents = [document_of(file, options, library) for file in arguments.file]
+    files = given_once(arguments.file, screen.say)
+    documents = [document_of(file, options, library) for file in files]
     for document in documents:
         for note in document.notes:
             screen.say(f"{document.name}: {note}")

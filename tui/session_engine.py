@@ -316,11 +316,12 @@ class SessionEngine:
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
         """The documents in this order; those of the conversation are not read again."""
+        from ..ingest import given_once
         from ..shelf import document_of
 
         library, known = self._library(), dict(self._documents)
         documents = {}
-        for path in paths:
+        for path in given_once(paths, self._remark):
             if path not in known and path.startswith(CORPUS):
                 name = path.removeprefix(CORPUS).rpartition("#")[0]
                 known |= _corpus(name)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DocumentError
+from ..errors import DocumentError, UsageError
 
 HEAD_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
@@ -71,8 +71,11 @@ class OpenFile:
 def open_source(path: str | Path) -> Iterator[OpenFile]:
     """Opens `path`, or standard input where it is `-`, and closes it afterwards.
 
-    Raises DocumentError for what does not exist, may not be read or is not an ordinary file.
+    Raises DocumentError for what does not exist, may not be read or is not an ordinary file,
+    UsageError for a name without a character.
     """
+    if not str(path):
+        raise UsageError("the name of a file is empty; give a file, or - for standard input")
     if str(path) == "-":
         with _spooled(sys.stdin.buffer, "stdin") as file:
             yield _describe(file, label="stdin", name="stdin", suffix="")

@@ -140,6 +140,8 @@ def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         (["-p", "q", "-t", "100000"], 2, "--threads is 100000"),
         (["-p", "q", "-c", "100000"], 1, "4,096"),
         (["-p", "q", "-m", ""], 2, "--model is empty"),
+        (["-p", "q", "-f", ""], 2, "-f is empty"),
+        (["-p", "q", "--corpus", ""], 2, "--corpus is empty"),
         (["-f", "-", "-f", "-", "-p", "q"], 2, "given twice"),
         (["-f", "-", "-p", "q"], 1, "stdin"),
         ([], 2, "no question on stdin"),
@@ -260,6 +262,25 @@ def test_an_error_is_of_stdout_only_where_it_is(unbuffered: str, tmp_path: Path)
         assert done.stderr.count("\n") == 1
         assert said in done.stderr
         assert ("stdout" in done.stderr) == (word == "write")
+
+
+@pytest.mark.parametrize("command", ["chat -p q -n 1 -f {} -f {}", "plan -f {} -f {}"])
+def test_a_file_that_is_given_twice_is_read_once(
+    command: str,
+    tiny_model: Path,
+    book: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command.format(book, book.parent / "." / "x" / ".." / book.name).split()
+    (book.parent / "x").mkdir()
+    assert main([*words, "-m", str(tiny_model)]) == 0
+    assert "book.txt is given twice; it is read once" in capsys.readouterr().err
+
+
+def test_a_file_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["ingest", ""], ["plan", "-f", ""]):
+        assert main(words) == 2
+        assert "empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["chat -p q -n 2 -f {book}", "ingest {book}"])

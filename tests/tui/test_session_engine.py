@@ -321,6 +321,20 @@ def test_what_is_compiled_once_is_announced(
     without.close()
 
 
+def test_a_file_that_is_given_twice_is_read_once(settings: EngineSettings, book: Path) -> None:
+    again = str(book.parent / ".." / book.parent.name / book.name)
+    engine = SessionEngine(replace(settings, files=(str(book), again)))
+    listener = Listener()
+    engine.open(listener, download=False)
+    engine.close()
+    assert [event.text for event in listener.events if isinstance(event, Remarked)] == [
+        f"{again} is given twice; it is read once"
+    ]
+    [read] = listener.of(DocumentsRead)
+    assert isinstance(read, DocumentsRead)
+    assert [document.path for document in read.documents] == [str(book)]
+
+
 def test_compiled_code_that_cannot_be_kept_is_remarked_on(
     settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
