@@ -1,11 +1,16 @@
-"""Whether there is compiled code for CPUs: numba makes it, plain PyTorch does without."""
+"""Whether there is compiled code for CPUs, and where it is kept.
+
+numba makes it, plain PyTorch does without.
+"""
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.util
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -62,6 +67,35 @@ def kernel_folder() -> Path | None:
     folder = cache_dir() / "kernels" / sources.hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        # As another would find it: root may write where nobody else may.
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        code_not_kept(error, folder)
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder
+
+
+@dataclass(slots=True)
+class Unkept:
+    """The first reason why compiled code could not be kept, and whether it was told."""
+
+    reason: str = ""
+    told: bool = False
+
+
+UNKEPT = Unkept()
+"""Of this process."""
+
+
+def code_not_kept(error: OSError, folder: Path | None = None) -> None:
+    """Compiled code could not be written, or read back."""
+    UNKEPT.reason = UNKEPT.reason or f"{folder or kernel_folder()} ({error.strerror or error})"
+
+
+def unkept_note() -> str | None:
+    """One line for whoever asks first once compiled code could not be kept; else None."""
+    if UNKEPT.told or not UNKEPT.reason:
+        return None
+    UNKEPT.told = True
+    return f"compiled code cannot be kept in {UNKEPT.reason}: every start compiles it again"

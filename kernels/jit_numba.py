@@ -6,15 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 from numba.extending import intrinsic, overload
 
-from .compiled import kernel_folder
+from .kept_numba import kept_code
 
 KINDS = {
     torch.int8: np.empty(0, np.int8),
@@ -27,7 +28,10 @@ KINDS = {
 
 
 # No NaN or infinity promises: empty clusters weigh -inf.
-_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+_OPTIONS = {
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},
+}
 
 
 def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -37,7 +41,13 @@ def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
     compile as they do.
     """
     options = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "nogil": True}
-    return lambda function: _made(njit, function, **options)
+
+    def made(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**_OPTIONS, **options)(function)
+        dispatcher._cache = kept_code(function)
+        return dispatcher
+
+    return made
 
 
 @functools.cache
@@ -46,17 +56,10 @@ def task(function: Callable[[int, int], None]) -> Any:
 
     It must not raise. The result is kept: the address is good as long as the process.
     """
-    return _made(functools.partial(cfunc, "void(int64, int64)"), function)
-
-
-def _made(compiler: Callable[..., Any], function: Callable[..., Any], **options: bool) -> Any:
-    folder = kernel_folder()
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
-    try:
-        options["cache"] = folder is not None
-        return compiler(error_model="numpy", fastmath=_FAST, **options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    made = CFunc(function, normalize_signature("void(int64, int64)"), locals={}, options=_OPTIONS)
+    made._cache = kept_code(function)
+    made.compile()
+    return made
 
 
 @intrinsic

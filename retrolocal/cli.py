@@ -14,6 +14,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .arguments import command_parser, parsed
@@ -34,6 +35,9 @@ from .shared_options import (
     wave_config,
     wave_options,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 USAGE = """usage: retrolocal COMMAND [options]
 
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character shows a question mark instead.
         sys.stdout.reconfigure(errors="replace")
+        _name_stdout(sys.stdout)
     try:
         return _run(words)
     except RetrolocalError as error:
@@ -84,10 +89,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("retrolocal: the machine ran out of memory; close other programs", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"retrolocal: {error.strerror or error}: {error.filename or 'stdout'}", file=sys.stderr
+        problem = error.strerror or error
+        about = (
+            f"{problem}: {error.filename}" if error.filename else f"the system refused: {problem}"
         )
+        print(f"retrolocal: {about}", file=sys.stderr)
         return 1
+
+
+def _name_stdout(stdout: io.TextIOWrapper) -> None:
+    """From now on an error of writing there has a name, as that of a file has."""
+    # Without a buffer (python -u) the one stands for the other.
+    raw = getattr(stdout.buffer, "raw", stdout.buffer)
+    if not isinstance(raw, io.FileIO) or "write" in vars(raw):
+        return
+    write = raw.write
+
+    def named(data: ReadableBuffer) -> int | None:
+        try:
+            return write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from error
+
+    raw.write = named  # type: ignore[method-assign]
 
 
 def _run(words: list[str]) -> int:
@@ -153,9 +177,11 @@ def _announce(arguments: argparse.Namespace) -> None:
     """What is kept of the documents is on its way before PyTorch is imported."""
     if arguments.file or arguments.corpus is not None:
         from .ahead import announce
+        from .ingest import given_once
         from .library import Library
 
-        announce(arguments.file, arguments.corpus, extraction(arguments), Library())
+        files = given_once(arguments.file)
+        announce(files, arguments.corpus, extraction(arguments), Library())
 
 
 @contextlib.contextmanager
@@ -190,6 +216,8 @@ def _ingest(words: list[str]) -> int:
         return 0
     config = session_config(arguments)
     require_model(arguments.model)
+    if "" in arguments.paths:
+        raise UsageError("a PATH is empty; give files and folders, or - to read standard input")
     from .tui.ingest import ingest
 
     return ingest(arguments, config)
@@ -271,6 +299,10 @@ def check(arguments: argparse.Namespace) -> None:
             f"--corpus and {other} were both given; add files with retrolocal ingest FILE "
             f"--corpus {arguments.corpus}"
         )
+    if arguments.corpus == "":
+        raise UsageError("--corpus is empty; give a name (retrolocal library list shows them)")
+    if "" in arguments.file:
+        raise UsageError("-f is empty; give a file, or - to read standard input")
     if arguments.file.count("-") > 1:
         raise UsageError("-f - was given twice; stdin is one document")
     if arguments.system_prompt is not None and arguments.system_prompt_file is not None:

@@ -84,6 +84,7 @@ def examined(*, offline: bool) -> Iterator[Line]:
         _builtin,
         _caches,
         _library,
+        _state,
         lambda: _hub(offline),
         _terminal,
     )
@@ -203,6 +204,12 @@ def _library() -> Line:
     return _folder("library", folder, "nothing that is read can be kept")
 
 
+def _state() -> Line:
+    from .paths import state_dir
+
+    return _folder("state", state_dir(), "neither chats nor a log are kept")
+
+
 def _folder(name: str, folder: Path, otherwise: str) -> Line:
     from .paths import disk_free
 
@@ -210,7 +217,8 @@ def _folder(name: str, folder: Path, otherwise: str) -> Line:
     free = disk_free(folder)
     found = f"{folder}, {free / GIB:.1f} GiB free"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        advice = f"make {there} writable, or {otherwise}"
+        mend = f"make {there} writable" if there.is_dir() else f"{there} is no folder, give another"
+        advice = f"{mend}, or {otherwise}"
         return Line(name, "problem", f"{folder} cannot be written", advice)
     if free < LEAST_DISK:
         return Line(name, "note", found, "free the disk: long texts need several GiB")

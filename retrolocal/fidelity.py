@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .config import WaveConfig
+from .errors import UsageError
 from .wave.clustering import cluster_segment
 from .wave.index import WaveIndex
-from .wave.zones import next_growth
+from .wave.zones import fewest_tokens, next_growth
 
 Steady = tuple[Tensor, Tensor]
 """K and V [Hkv, n, D] of the tokens that are always attended exactly."""
@@ -47,6 +48,21 @@ def build_index(k: Tensor, v: Tensor, config: WaveConfig) -> tuple[WaveIndex, St
         end = span.stop
     keep = torch.cat((torch.arange(min(config.sink_tokens, end)), torch.arange(end, k.shape[1])))
     return index, (k[:, keep].contiguous(), v[:, keep].contiguous())
+
+
+def require_clustered(tokens: int, text: str | None = None) -> None:
+    """Raises UsageError for fewer tokens than are clustered: --tokens of them, or all of `text`."""
+    needed = fewest_tokens(WaveConfig())
+    if tokens >= needed:
+        return
+    if text is None:
+        raise UsageError(
+            f"--tokens is {tokens:,} and nothing is clustered below {needed:,}: give at least that"
+        )
+    raise UsageError(
+        f"{text} has {tokens:,} tokens and nothing is clustered below {needed:,}: "
+        "give a longer text"
+    )
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

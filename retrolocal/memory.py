@@ -204,7 +204,7 @@ def limit(ram: int, used: int) -> Limit:
     """
     free = available_bytes() + used
     if ram and ram <= free:
-        words = f"{ram / GIB:.1f}" if ram >= GIB // 20 else f"{ram:,} bytes"
+        words = f"{ram / GIB:.1f}" if ram >= GIB // 20 else f"{ram:,} byte{'s' * (ram != 1)}"
         return Limit(ram, f"--ram is {words}")
     return Limit(free, f"{(free - used) / GIB:.1f} GiB are free")
 

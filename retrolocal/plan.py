@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -279,10 +280,13 @@ def _planner(
 
 
 def _documents(arguments: argparse.Namespace) -> list[Document]:
-    from .ingest.extract import read_document
+    from .ingest import given_once, read_document
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
 
     options = asdict(extraction(arguments))
-    return [read_document(file, **options) for file in arguments.file]
+    return [read_document(file, **options) for file in given_once(arguments.file, tell)]
 
 
 def _gib(size_in_bytes: int) -> str:

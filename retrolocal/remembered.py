@@ -7,11 +7,10 @@ remembered, and the next run measures again.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Collection
 from typing import Any
 
+from .chats import write_private
 from .paths import cache_dir
 
 
@@ -32,10 +31,6 @@ def remember(name: str, key: str, entry: dict[str, Any]) -> None:
     known = remembered(name, entry) | {key: entry}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=file.name, delete=False
-        ) as temporary:
-            json.dump(known, temporary, indent=1)
-        os.replace(temporary.name, file)
+        write_private(file, json.dumps(known, indent=1))
     except OSError:
         return

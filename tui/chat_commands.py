@@ -164,6 +164,8 @@ class ChatCommands:
         self._screen.app.push_screen(ChatsScreen(self.store, chats, self._deleted), opened)
 
     def rename(self, argument: str) -> None:
+        if not self._screen.settings.keeps_chats:
+            raise UsageError("chats cannot be kept here; /export PATH writes this one to a file")
         if self._saved is None:
             raise UsageError("this chat has no answer yet; it is named by its first question")
         self._saved = self.store.rename(self._saved, argument)
@@ -199,7 +201,9 @@ class ChatCommands:
         app.theme = argument
 
     def log(self, argument: str) -> None:
-        self._screen.note(f"the log is {self._screen.state / 'chat.log'}")
+        log = self._screen.state / "chat.log"
+        kept = self._screen.settings.keeps_log
+        self._screen.note(f"the log is {log}" if kept else f"there is no log: {log} is not kept")
 
     def help(self, argument: str) -> None:
         self._screen.app.push_screen(HelpScreen())
@@ -210,10 +214,10 @@ class ChatCommands:
     def keep(self, partial: Turn | None = None) -> Path | None:
         """Saves the chat as it is; says so when that fails.
 
-        Returns where what the caches hold of it belongs; None when there is no chat to keep.
+        Returns where what the caches hold of it belongs; None when no chat is to be kept.
         """
         chat = self._current(partial)
-        if chat is None:
+        if chat is None or not self._screen.settings.keeps_chats:
             return None
         if chat.turns != self._written:
             try:
@@ -255,7 +259,9 @@ class ChatCommands:
             self._saved, self._written = None, ()
 
     def _cache(self) -> Path | None:
-        return None if self._saved is None else self.store.cache_of(self._saved.id)
+        if self._saved is None or not self._screen.settings.keeps_chats:
+            return None
+        return self.store.cache_of(self._saved.id)
 
     def _deleted(self, chat_id: str) -> None:
         """The chat that is open is kept again only when it has gone on."""

@@ -148,6 +148,10 @@ class ChatScreen(Screen[None]):
         return self._host.state
 
     @property
+    def settings(self) -> ChatSettings:
+        return self._settings
+
+    @property
     def corpus(self) -> str | None:
         """Whose documents the conversation began with."""
         return self._settings.corpus

@@ -257,3 +257,5 @@ class ChatSettings:
     """Lines to show at the beginning."""
     hides_thinking: bool = False
     """What a model thinks before it answers is not shown."""
+    keeps_chats: bool = True
+    keeps_log: bool = True

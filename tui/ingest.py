@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
@@ -28,8 +30,10 @@ from ..device import device_name, device_note, gpu_bytes
 from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
-from ..ingest import Document, read_documents
-from ..library import Library
+from ..ingest import Document, given_once, read_documents
+from ..ingest.source import printable
+from ..kernels.compiled import unkept_note
+from ..library import Library, require_corpus_name
 from ..library.room import size_text
 from ..paths import disk_free
 from ..remembered import remember, remembered
@@ -41,12 +45,16 @@ from ..shelf import Keeping, corpus_documents, known_document
 from .time_left import Pace, TimeLeft, about, spoken
 
 PACES = "reading.json"
+MOST_NAMED = 4
+"""Files that the command for asking about them names one by one."""
 
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     """Runs `retrolocal ingest`; returns the exit code."""
     report = Report(as_json=arguments.json, quiet=arguments.quiet)
     library, corpus = Library(), arguments.corpus
+    if corpus is not None:
+        require_corpus_name(corpus)
     documents = _documents(arguments, library, report)
     keeping = Keeping(
         library=library, corpus=corpus, required=True, checked=True, tell=report.remark
@@ -62,7 +70,10 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     with Session.open(model, config, documents=documents, keeping=keeping) as session:
         pace = _Pace(session)
         tokens = _announce(session, documents, library, pace.known, report)
-        return _read(session, documents, tokens, corpus, pace, report)
+        code = _read(session, documents, tokens, arguments, pace, report)
+    if (note := unkept_note()) is not None:
+        report.remark(note)
+    return code
 
 
 def _documents(arguments: argparse.Namespace, library: Library, report: Report) -> list[Document]:
@@ -168,7 +179,7 @@ def _read(
     session: Session,
     documents: list[Document],
     tokens: int,
-    corpus: str | None,
+    arguments: argparse.Namespace,
     pace: _Pace,
     report: Report,
 ) -> int:
@@ -186,14 +197,37 @@ def _read(
                 )
                 return 130
     pace.learn(clock.fit())
-    name = corpus or documents[0].name
+    name = arguments.corpus or documents[0].name
     seconds = time.monotonic() - began
-    text = f"{name} is ready: retrolocal chat " + (
-        f"--corpus {corpus}" if corpus else f"-f {documents[0].name}"
-    )
+    text = ready_line(arguments, [document.name for document in documents])
     facts: dict[str, Any] = {"event": "done", "name": name, "read_tokens": last.total}
     report.say(facts | {"seconds": round(seconds, 3)}, text)
     return 0
+
+
+def ready_line(arguments: argparse.Namespace, names: Sequence[str]) -> str:
+    """What is ready, and how to ask about it: documents of these names, or their corpus."""
+    chat, paths = "retrolocal chat", given_once(arguments.paths)
+    if arguments.model is not None:
+        chat += f" -m {_quoted(arguments.model)}"
+    if arguments.corpus is not None:
+        return f"{arguments.corpus} is ready: {chat} --corpus {_quoted(arguments.corpus)}"
+    ready = f"{names[0]} is ready" if len(names) == 1 else f"{len(names):,} documents are ready"
+    # Of files that are alike one was read; a folder is named by no -f.
+    if len(names) != len(paths) or len(paths) > MOST_NAMED or any(map(os.path.isdir, paths)):
+        return (
+            f"{ready}: {chat} with -f for each of them, in the same order; --corpus NAME, given "
+            "here, makes that one name"
+        )
+    files = " ".join(f"-f {_quoted(path)}" for path in paths)
+    if "-" in paths:
+        return f"{ready}: {chat} {files} -p QUESTION, with the same text on stdin again"
+    return f"{ready}: {chat} {files}"
+
+
+def _quoted(word: str) -> str:
+    """As a shell reads it, on one line."""
+    return shlex.quote(printable(word))
 
 
 def _show(progress: Progress, left: float | None, seconds: float, report: Report) -> None:

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -22,8 +23,9 @@ from .engine import ChatSettings, Engine
 from .leaving import Leaving
 from .session_engine import EngineSettings, SessionEngine
 from .system_text import system_text
-from .terminal import guarded_output
+from .terminal import guarded_output, open_log
 
+LOG = "chat.log"
 END_SECONDS = 2.0
 """How long the engine may take to end after the screen is gone."""
 
@@ -58,16 +60,18 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
 def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
     """Runs the application with an engine; returns the exit code."""
     resource_tracker.ensure_running()
-    log = state / "chat.log"
+    settings = keeping(settings, state)
+    log = state / LOG
     leaving = Leaving()
-    with guarded_output(log, lambda: app.hang_up()):
+    with guarded_output(log if settings.keeps_log else Path(os.devnull), lambda: app.hang_up()):
         from .app import ChatApp
 
         app = ChatApp(engine, settings, state, insist=leaving.insist)
         app.run(mouse=settings.mouse)
         bridge = app.end_engine()
     if app.left is None:
-        app.say_at_the_end(f"the interface failed; {log} has the details")
+        details = f"{log} has the details" if settings.keeps_log else "there is no log of it"
+        app.say_at_the_end(f"the interface failed; {details}")
     # Nobody is there to be told where the terminal is gone.
     with suppress(OSError):
         for line in app.last_words:
@@ -81,3 +85,18 @@ def run(engine: Engine, settings: ChatSettings, state: Path) -> int:
         os._exit(code)
     leaving.done()
     return code
+
+
+def keeping(settings: ChatSettings, state: Path) -> ChatSettings:
+    """The settings with what can be kept in the folder `state`, and a line about what cannot."""
+    try:
+        os.close(open_log(state / LOG))
+        return settings
+    except OSError as error:
+        problem = error.strerror or error
+    chats = state.is_dir() and os.access(state, os.W_OK | os.X_OK)
+    line = f"The log cannot be kept in {state / LOG} ({problem})."
+    if not chats:
+        line = f"Chats and the log cannot be kept in {state} ({problem}); set XDG_STATE_HOME."
+    notes = (*settings.notes, line)
+    return replace(settings, notes=notes, keeps_chats=chats, keeps_log=False)

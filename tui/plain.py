@@ -36,8 +36,8 @@ from ..device import device_note, gpu_bytes
 from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
-from ..ingest.document import Document
-from ..kernels.compiled import to_compile
+from ..ingest import Document, given_once
+from ..kernels.compiled import to_compile, unkept_note
 from ..library import Library
 from ..report import Report
 from ..session import AskOptions, Reply, Session
@@ -170,6 +170,8 @@ class _Chat:
                 print(line, flush=True)
         for line in figures(self._session, reply):
             self._screen.say(line)
+        if (note := unkept_note()) is not None:
+            self._screen.say(note)
         return 130 if reply.stop_reason == "interrupted" else 0
 
     @contextmanager
@@ -371,7 +373,8 @@ def _documents(
     arguments: argparse.Namespace, library: Library | None, screen: _Screen
 ) -> list[Document]:
     options = extraction(arguments)
-    documents = [document_of(file, options, library) for file in arguments.file]
+    files = given_once(arguments.file, screen.say)
+    documents = [document_of(file, options, library) for file in files]
     for document in documents:
         for note in document.notes:
             screen.say(f"{document.name}: {note}")

@@ -162,6 +162,7 @@ class SessionEngine:
 
     def ask(self, question: str, control: Control) -> Answer:
         from ..generate import Piece, Progress
+        from ..kernels.compiled import unkept_note
         from ..session import Reply
 
         self._control = control
@@ -182,6 +183,8 @@ class SessionEngine:
                         measured = time.monotonic()
                         self._measure(control, written)
                 case Reply():
+                    if (note := unkept_note()) is not None:
+                        self._remark(note)
                     self._compiles = self._compiles and not self._clustered()
                     self._measure(control, event.generated_tokens)
                     return _answer(event)
@@ -313,11 +316,12 @@ class SessionEngine:
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:
         """The documents in this order; those of the conversation are not read again."""
+        from ..ingest import given_once
         from ..shelf import document_of
 
         library, known = self._library(), dict(self._documents)
         documents = {}
-        for path in paths:
+        for path in given_once(paths, self._remark):
             if path not in known and path.startswith(CORPUS):
                 name = path.removeprefix(CORPUS).rpartition("#")[0]
                 known |= _corpus(name)

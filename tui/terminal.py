@@ -91,9 +91,7 @@ def guarded_output(log: Path, gone: Callable[[], None] = lambda: None) -> Iterat
     `gone` is called, on whichever thread it is that draws, when there is no terminal any more.
     """
     codecs.register_error(_LOOKALIKE, lookalike)
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _shorten(log)
-    into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    into = open_log(log)
     sys.stdout.flush()
     sys.stderr.flush()
     before = sys.__stdout__, sys.__stderr__
@@ -119,6 +117,13 @@ def guarded_output(log: Path, gone: Callable[[], None] = lambda: None) -> Iterat
         logging.getLogger().removeHandler(handler)
         for descriptor in (*copies, into):
             os.close(descriptor)
+
+
+def open_log(log: Path) -> int:
+    """A descriptor that writes behind what the log holds, in a folder that is made."""
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _shorten(log)
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def lookalike(error: UnicodeError) -> tuple[str, int]:

@@ -26,21 +26,22 @@ from ..config import SessionConfig, WaveConfig
 from ..device import choose_device
 from ..device_graph import capture
 from ..errors import DataError
-from ..fidelity import Measured, Steady, build_index, compare
+from ..fidelity import Measured, Steady, build_index, compare, require_clustered
 from ..kernels.attention import full_attention, full_attention_reference
 from ..kernels.compiled import one_token
 from ..measurement import Progress
 from ..memory import MemoryEstimate, require
 from ..wave.index import WaveIndex
 from .device_buffer import pinned
-from .options import AttentionOptions
+from .options import AttentionOptions, BufferOptions
 from .synthetic import AttentionData, structured_data
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 
 def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
-    """Raises DataError for a file that does not fit, MemoryLimitError for more than there is."""
+    """Raises DataError for a file that does not fit, UsageError for too few tokens,
+    MemoryLimitError for more than there is."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.prompt:
@@ -207,11 +208,9 @@ def _data(options: AttentionOptions, progress: Progress) -> AttentionData:
     dtype = DTYPES[options.dtype]
     if options.data is not None:
         progress(f"reading {options.data}")
-        data = read_data(options.data)
-        tokens, steps = options.tokens, options.steps
-        return AttentionData(
-            data.q[:steps].to(dtype), data.k[:, :tokens].to(dtype), data.v[:, :tokens].to(dtype)
-        )
+        data = first_of(options, read_data(options.data))
+        return AttentionData(data.q.to(dtype), data.k.to(dtype), data.v.to(dtype))
+    require_clustered(options.tokens)
     per_token = 2 * options.kv_heads * options.head_dim
     needed = MemoryEstimate(
         weights=0,
@@ -230,6 +229,14 @@ def _data(options: AttentionOptions, progress: Progress) -> AttentionData:
         seed=options.seed,
         dtype=dtype,
     )
+
+
+def first_of(options: AttentionOptions | BufferOptions, data: AttentionData) -> AttentionData:
+    """As much of recorded data as was asked for. Raises UsageError where that is too little."""
+    tokens, steps = options.tokens, options.steps
+    have = data.k.shape[1]
+    require_clustered(min(tokens, have), None if tokens <= have else str(options.data))
+    return AttentionData(data.q[:steps], data.k[:, :tokens], data.v[:, :tokens])
 
 
 def read_data(file: Path) -> AttentionData:

@@ -8,7 +8,6 @@ the program's own step over the same clusters in RAM: a slot is RAM too.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import shutil
@@ -26,7 +25,8 @@ from torch import Tensor
 
 from ..config import SessionConfig, WaveConfig
 from ..device import choose_device
-from ..errors import DataError, StoreError, UsageError
+from ..errors import DataError, StoreError
+from ..fidelity import require_clustered
 from ..measurement import Progress, Result
 from ..memory import MemoryEstimate, require
 from ..wave.buffer.buffer import WaveBuffer
@@ -39,7 +39,7 @@ from ..wave.clustering import cluster_segment
 from ..wave.index import WaveIndex
 from ..wave.zones import next_growth
 from . import device_buffer
-from .attention import read_data
+from .attention import first_of, read_data
 from .options import BufferOptions
 from .synthetic import AttentionData, structured_answer
 from .trace import Recorder, Trace, guesses, recall, replay
@@ -310,17 +310,15 @@ def _disk_bytes() -> int:
 
 def _data(options: BufferOptions, progress: Progress) -> AttentionData:
     data = None
-    if options.data is not None:
+    if options.data is None:
+        require_clustered(options.tokens)
+    else:
         progress(f"reading {options.data}")
-        data = read_data(options.data)
-        tokens, steps = options.tokens, options.steps
-        data = AttentionData(
-            *(t.bfloat16() for t in (data.q[:steps], data.k[:, :tokens], data.v[:, :tokens]))
-        )
+        data = first_of(options, read_data(options.data))
+        data = AttentionData(*(t.bfloat16() for t in (data.q, data.k, data.v)))
         if len(data.q) < 2:
             raise DataError(f"{options.data}: has queries of 1 step; at least 2 are needed")
     shape = data.k.shape if data else (options.kv_heads, options.tokens, options.head_dim)
-    _require_enough(shape[1])
     hidden = (data.q.shape[1] if data else options.q_heads) * shape[2]
     needed = MemoryEstimate(
         weights=24 * hidden * hidden,
@@ -341,14 +339,3 @@ def _data(options: BufferOptions, progress: Progress) -> AttentionData:
         gain=options.gain,
         seed=options.seed,
     )
-
-
-def _require_enough(tokens: int) -> None:
-    """Raises UsageError for fewer tokens than a segment needs."""
-    config = WaveConfig()
-    first = config.sink_tokens
-    fewest = next(n for n in itertools.count(first) if next_growth(n, first, config) is not None)
-    if tokens < fewest:
-        raise UsageError(
-            f"--tokens is {tokens:,} and nothing is clustered below {fewest:,}: give at least that"
-        )

@@ -236,8 +236,8 @@ class SpeedOptions:
             *(["generating token by token (tg)"] if any(gen for _, gen in self.tests) else []),
         ]
         return (
-            f"tokens per second of a whole model, {self.model}, {' and '.join(doing)} with a "
-            f"{' and a '.join(self.caches)} cache at depth {_listed(self.depths)}"
+            f"tokens per second of a whole model, {self.model}, {' and '.join(doing)} with "
+            f"{' and '.join(map(_with_article, self.caches))} cache at depth {_listed(self.depths)}"
         )
 
     @property
@@ -382,6 +382,10 @@ def _heads(q_heads: int, kv_heads: int, head_dim: int) -> None:
 def _gain(gain: float) -> None:
     if not (math.isfinite(gain) and gain > 0):
         raise UsageError(f"--gain is {gain}; give a finite number above 0")
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
 
 
 def _listed(counts: Iterable[int]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cache import DenseCache
 from ..config import WaveConfig
-from ..fidelity import build_index, compare, exact_attention
+from ..fidelity import build_index, compare, exact_attention, require_clustered
 from ..measurement import Progress
 from ..wave.cache import WaveCache
 from ..wave.lengths import Lengths
@@ -30,7 +30,9 @@ SAMPLES = 64
 
 
 def run(options: AttentionOptions, progress: Progress) -> dict[str, Any]:
+    """Raises UsageError for too few tokens."""
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    require_clustered(options.tokens)
     progress("making structured queries, keys and values")
     data = structured_prompt(
         tokens=options.tokens,

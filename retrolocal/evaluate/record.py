@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import count
 from typing import cast
 
 import torch
@@ -21,14 +20,14 @@ from ..chat import Message
 from ..config import SessionConfig, WaveConfig
 from ..context import Context
 from ..conversation import Conversation
-from ..errors import ModelError, UsageError
+from ..errors import ModelError
+from ..fidelity import require_clustered
 from ..generate import Progress as Event
 from ..generate import generate_tokens
 from ..ingest.document import Document
 from ..measurement import Progress
 from ..memory import estimate, require
 from ..session import Session
-from ..wave.zones import next_growth
 
 STEPS = 8
 """Tokens written, and read again, per question."""
@@ -106,7 +105,7 @@ class RecordingSession(Session):
         """
         head = self._prompter.head_ids(Conversation((document,), None, (Message("user", "?"),)))
         head = head[:tokens]
-        _require_segment(len(head), document, cut=len(head) == tokens)
+        require_clustered(len(head), None if len(head) == tokens else document.name)
         asked = [self._dialogue(document, text) for text in self._quotations(head, questions, seed)]
         dialogues = [self._prompter.dialogue_ids(text, beginning=False) for text in asked]
         self._require_positions(len(head) + max(map(len, dialogues)) + STEPS)
@@ -187,26 +186,6 @@ class RecordingSession(Session):
             wave=WaveConfig(),
         )
         require(needed, model=self.name, tokens=tokens)
-
-
-def fewest_tokens(config: WaveConfig) -> int:
-    """Tokens of the shortest document of which something is clustered."""
-    first = config.sink_tokens
-    return next(n for n in count(first) if next_growth(n, first, config) is not None)
-
-
-def _require_segment(tokens: int, document: Document, *, cut: bool) -> None:
-    needed = fewest_tokens(WaveConfig())
-    if tokens >= needed:
-        return
-    if cut:
-        raise UsageError(
-            f"--tokens is {tokens:,} and nothing is clustered below {needed:,}: give at least that"
-        )
-    raise UsageError(
-        f"{document.name} has {tokens:,} tokens and nothing is clustered below {needed:,}: "
-        "give a longer text"
-    )
 
 
 def _record(context: Context, *, recording: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .content import Options
 from .document import Chapter, Document, Page
 from .extract import Unread, open_document, read_document
-from .folders import Selection, expand
+from .folders import Selection, expand, given_once
 from .reading import read_documents
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Selection",
     "Unread",
     "expand",
+    "given_once",
     "open_document",
     "read_document",
     "read_documents",

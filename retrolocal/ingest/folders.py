@@ -8,7 +8,7 @@ file that was named itself is never left out. Files are looked at, not read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,7 @@ def expand(paths: Sequence[str | Path]) -> Selection:
             if identity not in chosen:
                 chosen[identity] = Selected(file.path, file.name, identity in named)
             elif folder is None:
-                notes.append(f"{printable(str(path))} is given twice; it is read once")
+                notes.append(_twice(path))
         if folder is not None:
             notes += folder.notes()
             if not found:
@@ -87,6 +87,19 @@ def expand(paths: Sequence[str | Path]) -> Selection:
                 "name smaller folders"
             )
     return Selection(tuple(chosen.values()), tuple(notes))
+
+
+def given_once(paths: Sequence[str], tell: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Files in the order given, one that is reached twice once; `tell` is told of it."""
+    chosen: dict[object, str] = {}
+    for path in paths:
+        if chosen.setdefault(_identity(path), path) is not path:
+            tell(_twice(path))
+    return list(chosen.values())
+
+
+def _twice(path: Path | str) -> str:
+    return f"{printable(str(path))} is given twice; it is read once"
 
 
 def _identity(path: Path | str) -> object:

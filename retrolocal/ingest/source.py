@@ -13,18 +13,18 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DocumentError
+from ..errors import DocumentError, UsageError
 
 STDIN = "stdin"
 """What a text from standard input is called."""
 HEAD_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
-_MAX_STDIN_BYTES = 4 << 30
+_MAX_SPOOLED_BYTES = 4 << 30
 
 _KINDS = (
     (stat.S_ISDIR, "is a folder; give a file"),
@@ -73,14 +73,21 @@ class OpenFile:
 def open_source(path: str | Path) -> Iterator[OpenFile]:
     """Opens `path`, or standard input where it is `-`, and closes it afterwards.
 
-    Raises DocumentError for what does not exist, may not be read or is not an ordinary file.
+    Raises DocumentError for what does not exist, may not be read or is not an ordinary file,
+    UsageError for a name without a character.
     """
+    if not str(path):
+        raise UsageError("the name of a file is empty; give a file, or - for standard input")
     if str(path) == "-":
-        with _spooled_stdin() as file:
+        with _spooled(sys.stdin.buffer, STDIN) as file:
             yield _describe(file, label=STDIN, name=STDIN, suffix="")
         return
     label = printable(str(path))
-    with _open_regular(path, label) as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(_open_regular(path, label))
+        # What the system makes while it is read, in /proc say, has no size and no end to seek.
+        if os.fstat(file.fileno()).st_size == 0:
+            file = stack.enter_context(_spooled(file, label))
         name = Path(path).name
         yield _describe(file, label=label, name=printable(name), suffix=Path(name).suffix.lower())
 
@@ -93,9 +100,12 @@ def printable(text: str) -> str:
 
 
 def _describe(file: BinaryIO, *, label: str, name: str, suffix: str) -> OpenFile:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(HEAD_BYTES)
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise DocumentError(f"{label} cannot be read: {error.strerror or error}") from error
     modified = os.fstat(file.fileno()).st_mtime_ns
     return OpenFile(
         label=label, name=name, suffix=suffix, file=file, size=size, head=head, modified=modified
@@ -138,15 +148,31 @@ def _open_failure(label: str, error: OSError | ValueError) -> str:
 
 
 @contextmanager
-def _spooled_stdin() -> Iterator[BinaryIO]:
+def _spooled(stream: BinaryIO, label: str) -> Iterator[BinaryIO]:
+    """All of a stream as a file that can be sought in."""
     with tempfile.TemporaryFile() as spool:
         taken = 0
-        while block := sys.stdin.buffer.read(_BLOCK_BYTES):
+        while block := _block(stream, label):
             taken += len(block)
-            if taken > _MAX_STDIN_BYTES:
+            if taken > _MAX_SPOOLED_BYTES:
                 raise DocumentError(
-                    f"stdin sent more than {_MAX_STDIN_BYTES >> 30} GB; give a smaller text"
+                    f"{label} sent more than {_MAX_SPOOLED_BYTES >> 30} GB; give a smaller text"
                 )
-            spool.write(block)
-        spool.flush()
+            try:
+                # Past the buffer, which would be written again when the file is closed.
+                while block:
+                    block = block[os.write(spool.fileno(), block) :]
+            except OSError as error:
+                raise DocumentError(
+                    f"{label} cannot be copied to {tempfile.gettempdir()} ({error.strerror}); make "
+                    "room there, or set TMPDIR to another folder"
+                ) from error
         yield spool
+
+
+def _block(stream: BinaryIO, label: str) -> bytes:
+    """Some of it, nothing at its end."""
+    try:
+        return stream.read(_BLOCK_BYTES)
+    except OSError as error:
+        raise DocumentError(f"{label} cannot be read: {error.strerror or error}") from error

@@ -26,7 +26,7 @@ from .digests import file_digests
 from .documents import DocumentText
 from .entry import Entry
 from .identity import Difference, Identity, child_key, differences, root_key
-from .library import Library
+from .library import Library, require_corpus_name
 from .loose import open_loose, write_loose
 from .manifest import Manifest, StoredDocument
 from .segment import Segment
@@ -52,6 +52,7 @@ __all__ = [
     "differences",
     "file_digests",
     "open_loose",
+    "require_corpus_name",
     "root_key",
     "write_loose",
 ]

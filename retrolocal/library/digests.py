@@ -80,7 +80,11 @@ def _read_memo(memo: Path) -> dict[str, str]:
 def _write_memo(memo: Path, known: dict[str, str]) -> None:
     newest = dict(list(known.items())[-MAX_MEMO_ENTRIES:])
     scratch = memo.with_name(f"{memo.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with contextlib.suppress(OSError):
+    try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps(newest))
         scratch.replace(memo)
+    except OSError:
+        # Computed again next time; what was written of it takes the room of something else.
+        with contextlib.suppress(OSError):
+            scratch.unlink()

@@ -191,7 +191,7 @@ class Library:
             raise ValueError(f"an entry has 1 to {MAX_DOCUMENTS:,} documents, not {len(documents)}")
         if prefix is not None and prefix.identity != identity:
             raise ValueError("the prefix was made with another identity")
-        name = name_like(documents[0].name) if corpus is None else _corpus_name(corpus)
+        name = name_like(documents[0].name) if corpus is None else require_corpus_name(corpus)
         files = [FileId(document.digest, document.extractor) for document in documents]
         kind: Kind = "document" if corpus is None else "corpus"
         with saving(self._fs, name):
@@ -336,7 +336,8 @@ class Library:
         return f"the library has no entry {name!r}{damaged}; see retrolocal library list"
 
 
-def _corpus_name(name: str) -> str:
+def require_corpus_name(name: str) -> str:
+    """The name, if a corpus can be called so; raises UsageError."""
     try:
         return checked_name(name)
     except ValueError as error:

@@ -11,6 +11,7 @@ when `growth_tokens` are pending.
 from __future__ import annotations
 
 import math
+from itertools import count
 
 from ..config import WaveConfig
 
@@ -61,6 +62,12 @@ def next_growth(
     if waiting < min(config.growth_tokens, config.segment_tokens):
         return None
     return range(start, min(start + waiting, segment_end(start, config, chunk_tokens)))
+
+
+def fewest_tokens(config: WaveConfig) -> int:
+    """Tokens of the shortest context that is generated in and of which something is clustered."""
+    first = config.sink_tokens
+    return next(n for n in count(first) if next_growth(n, first, config) is not None)
 
 
 def initial_centroids(tokens: int, config: WaveConfig) -> int:

@@ -1,25 +1,39 @@
-"""Where compiled code lies, and whether it is there."""
+"""Where compiled code lies, whether it is there, and what happens where it cannot be."""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrolocal import paths
-from retrolocal.kernels.compiled import compiled, kernel_folder, to_compile
+from retrolocal.kernels.compiled import (
+    UNKEPT,
+    compiled,
+    kernel_folder,
+    to_compile,
+    unkept_note,
+)
+
+needs_numba = pytest.mark.skipif(not compiled(), reason="without numba nothing is compiled")
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(paths, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(UNKEPT, "reason", "")
+    monkeypatch.setattr(UNKEPT, "told", False)
     kernel_folder.cache_clear()
     yield tmp_path
     kernel_folder.cache_clear()
 
 
-@pytest.mark.skipif(not compiled(), reason="without numba nothing is compiled")
+@needs_numba
 def test_what_another_version_compiled_does_not_count(cache: Path) -> None:
     folder = kernel_folder()
     assert folder is not None
@@ -39,3 +53,88 @@ def test_nothing_is_kept_where_nothing_can_be_written(cache: Path) -> None:
     (cache / "kernels").write_text("a file")
     assert kernel_folder() is None
     assert to_compile("wave") == compiled()
+    note = unkept_note()
+    assert note is not None
+    assert f"{cache / 'kernels'}" in note
+    assert os.strerror(errno.ENOTDIR) in note
+    assert unkept_note() is None
+
+
+def compiled_here() -> Any:
+    """A compiled function that nothing is known of yet, as a run that begins has it."""
+    from retrolocal.kernels.jit_numba import jit, task
+
+    @jit(entry=True)
+    def twice(number):  # type: ignore[no-untyped-def]
+        return 2 * number
+
+    def work(words: int, member: int) -> None:
+        pass
+
+    return twice, task(work)
+
+
+@needs_numba
+def test_code_that_was_kept_is_not_compiled_again() -> None:
+    for hits in (0, 1):
+        twice, work = compiled_here()
+        assert twice(21) == 42
+        assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits
+    assert unkept_note() is None
+
+
+@needs_numba
+@pytest.mark.parametrize("full_for", [".nbi", ".nbc"])
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_stops_nothing(
+    full_for: str, why: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some bytes of a file are written, and then no more."""
+    from numba.core import caching
+
+    class Full:
+        def __init__(self, path: str) -> None:
+            self._path = Path(path)
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def write(self, data: bytes) -> None:
+            self._path.write_bytes(data[: len(data) // 2])
+            raise OSError(why, os.strerror(why))
+
+    def opened(path: str, mode: str) -> Any:
+        return Full(path) if "w" in mode and full_for in path else io.FileIO(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(caching, "open", opened, raising=False)
+        twice, work = compiled_here()
+        assert twice(21) == 42
+        assert work.address
+    note = unkept_note()
+    assert note is not None
+    assert f"{kernel_folder()} ({os.strerror(why)})" in note
+    assert list(cache.rglob("*.tmp*")) == list(cache.rglob("*.nbc")) == []
+    for hits in (0, 1):
+        twice, work = compiled_here()
+        assert twice(21) == 42
+        assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits
+    assert unkept_note() is None
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["*.nbi", "*.nbc"])
+def test_a_damaged_file_is_written_anew(name: str, cache: Path) -> None:
+    twice, _ = compiled_here()
+    assert twice(21) == 42
+    damaged = list(cache.rglob(name))
+    assert len(damaged) == 2
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:40])
+    for hits in (0, 1):
+        twice, work = compiled_here()
+        assert twice(21) == 42
+        assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from retrolocal.cli import chat_parser, main
+from retrolocal.kernels import compiled
 
 
 def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -139,6 +140,8 @@ def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         (["-p", "q", "-t", "100000"], 2, "--threads is 100000"),
         (["-p", "q", "-c", "100000"], 1, "4,096"),
         (["-p", "q", "-m", ""], 2, "--model is empty"),
+        (["-p", "q", "-f", ""], 2, "-f is empty"),
+        (["-p", "q", "--corpus", ""], 2, "--corpus is empty"),
         (["-f", "-", "-f", "-", "-p", "q"], 2, "given twice"),
         (["-f", "-", "-p", "q"], 1, "stdin"),
         ([], 2, "no question on stdin"),
@@ -230,6 +233,71 @@ def test_closed_and_full_streams(tiny_model: Path, closing: str, code: int) -> N
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("retrolocal: ")
     assert done.stderr.count("\n") == 1
+    assert "full" not in closing or "No space left on device: stdout" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_error_is_of_stdout_only_where_it_is(unbuffered: str, tmp_path: Path) -> None:
+    """A long answer, which no buffer holds, and an error of something else that has no name."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import errno, os, sys\n"
+        "from retrolocal import cli\n"
+        "def fail(words):\n"
+        "    if words == ['write']:\n"
+        "        print('x' * 100_000)\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "cli._run = fail\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    for word, said in (("write", "No space left on device: stdout"), ("", "the system refused")):
+        command = f"{sys.executable} {program} {word} > /dev/full"
+        done = subprocess.run(
+            ["bash", "-c", command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert said in done.stderr
+        assert ("stdout" in done.stderr) == (word == "write")
+
+
+@pytest.mark.parametrize("command", ["chat -p q -n 1 -f {} -f {}", "plan -f {} -f {}"])
+def test_a_file_that_is_given_twice_is_read_once(
+    command: str,
+    tiny_model: Path,
+    book: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command.format(book, book.parent / "." / "x" / ".." / book.name).split()
+    (book.parent / "x").mkdir()
+    assert main([*words, "-m", str(tiny_model)]) == 0
+    assert "book.txt is given twice; it is read once" in capsys.readouterr().err
+
+
+def test_a_file_without_a_name_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["ingest", ""], ["plan", "-f", ""]):
+        assert main(words) == 2
+        assert "empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat -p q -n 2 -f {book}", "ingest {book}"])
+def test_compiled_code_that_cannot_be_kept_stops_nothing(
+    command: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compiled, "UNKEPT", compiled.Unkept("/full (No space left on device)"))
+    book = tmp_path / "book.txt"
+    book.write_text("A short book.")
+    words = command.format(book=book).split()
+    assert main([*words, "-m", str(tiny_model)]) == 0
+    note = "compiled code cannot be kept in /full (No space left on device)"
+    assert capsys.readouterr().err.count(note) == 1
 
 
 def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:

@@ -21,6 +21,7 @@ NAMES = [
     "builtin",
     "cache",
     "library",
+    "state",
     "hub",
     "terminal",
 ]

@@ -122,4 +122,5 @@ def test_the_limit_is_what_was_given_or_what_is_free(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * GIB)
     assert limit(0, GIB) == Limit(5 * GIB, "4.0 GiB are free")
     assert limit(3 * GIB, GIB) == Limit(3 * GIB, "--ram is 3.0")
+    assert [limit(ram, GIB).words for ram in (1, 2)] == ["--ram is 1 byte", "--ram is 2 bytes"]
     assert limit(9 * GIB, GIB) == Limit(5 * GIB, "4.0 GiB are free")

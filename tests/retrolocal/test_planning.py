@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,16 @@ def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert min(vars_of(one)) > 0
     monkeypatch.setattr(machine, "_measured", lambda *given: pytest.fail("measured again"))
     assert machine.machine(torch.device("cpu"), torch.bfloat16) == one
+
+
+def test_where_there_is_no_room_they_are_measured_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: AbstractContextManager[None]
+) -> None:
+    monkeypatch.setattr(remembered, "cache_dir", lambda: tmp_path)
+    with full_disk:
+        remembered.remember("file.json", "key", {"field": "longer than what there is room for"})
+    assert list(tmp_path.iterdir()) == []
+    assert remembered.remembered("file.json", ["field"]) == {}
 
 
 def vars_of(rates: Machine) -> list[float]:

@@ -17,6 +17,7 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
+from retrolocal.tui.launch import keeping
 
 
 async def command(stage: Stage, text: str) -> None:
@@ -352,3 +353,40 @@ def test_compiling_for_the_first_answer_is_said(state: Path) -> None:
         await stage.until(stage.resting)
 
     play(scene, state=state)
+
+
+@pytest.mark.parametrize("broken", ["folder", "log"])
+def test_a_state_folder_that_cannot_be_made_keeps_nothing_and_says_so(
+    broken: str, state: Path
+) -> None:
+    """Without a folder there are no chats, with something else in the log's place only no log."""
+    if broken == "folder":
+        state.write_text("a file")
+    else:
+        (state / "chat.log").mkdir(parents=True)
+    engine = FakeEngine()
+    settings = keeping(ChatSettings(model="some/model"), state)
+    assert (settings.keeps_chats, settings.keeps_log) == (broken == "log", False)
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        assert f"kept in {state}"[:40] in stage.text()
+        await stage.answered("why", "because")
+        assert "could not be saved" not in stage.text()
+        await command(stage, "/rename other")
+        assert ("chats cannot be kept here" in stage.text()) == (broken == "folder")
+        await command(stage, "/log")
+        assert "there is no log" in stage.text()
+        await stage.pilot.press("ctrl+u")
+        await command(stage, "/quit")
+        await stage.until(lambda: stage.app._exit)
+
+    app = play(scene, state=state, settings=settings, engine=engine, size=(200, 40))
+    assert app.return_code == 0
+    assert app.last_words == []
+    assert len(engine.kept) == (broken == "log")
+
+
+def test_a_folder_that_can_be_made_is_not_spoken_of(state: Path) -> None:
+    settings = ChatSettings(model="some/model", notes=("a note",))
+    assert keeping(settings, state) == settings

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import shlex
+import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +16,7 @@ import pytest
 from retrolocal.cli import main
 from retrolocal.memory import MemoryEstimate
 from retrolocal.room import Forecast
-from retrolocal.tui.ingest import _expected
+from retrolocal.tui.ingest import _expected, ready_line
 from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
 
 
@@ -69,3 +74,68 @@ def test_what_is_left_is_said_with_its_units() -> None:
     )
     everything = _expected(replace(forecast, kept=136_616), 1 << 30, 8 << 20, None)
     assert everything == "136,616 tokens, which the library has"
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "command"),
+    [
+        (["a.txt"], {}, "a.txt is ready: retrolocal chat -f a.txt"),
+        (["a b.txt"], {"model": "builtin"}, "chat -m builtin -f 'a b.txt'"),
+        (["a.txt", "./a.txt", "b.txt"], {}, "2 documents are ready: retrolocal chat -f a.txt -f b"),
+        (
+            ["-"],
+            {},
+            "stdin is ready: retrolocal chat -f - -p QUESTION, with the same text on stdin",
+        ),
+        (["-"], {"corpus": "my notes"}, "my notes is ready: retrolocal chat --corpus 'my notes'"),
+        (["."], {}, "3 documents are ready: retrolocal chat with -f for each of them"),
+        (["a.txt", "copy.txt"], {}, "with -f for each of them"),
+    ],
+)
+def test_the_command_that_asks_about_it_works(
+    paths: list[str],
+    options: dict[str, str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    names = {
+        "a.txt ./a.txt b.txt": ["a.txt", "b.txt"],
+        ".": ["x/a.txt", "x/b.txt", "x/c.txt"],
+        "a.txt copy.txt": ["a.txt"],
+        "-": ["stdin"],
+    }.get(" ".join(paths), paths)
+    arguments = Namespace(paths=paths, **{"model": None, "corpus": None} | options)
+    assert command in ready_line(arguments, names)
+
+
+def test_what_was_ingested_from_stdin_is_found_by_the_same_text(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(f"w{number}" for number in range(200)).encode()
+
+    def given() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    given()
+    assert main(["ingest", "-m", str(tiny_model), "-"]) == 0
+    command = capsys.readouterr().err.rpartition("is ready: ")[2].partition(",")[0]
+    words = shlex.split(command)[1:]
+    assert "QUESTION" in words
+    given()
+    assert main([*words, "-n", "1"]) == 0
+    read, total = re.findall(r"prompt (\d+) of (\d+)", capsys.readouterr().err)[0]
+    assert int(read) < 50 < 500 < int(total)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 256])
+def test_a_name_that_is_none_is_refused_before_a_text_is_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ingest", str(tmp_path / "none.txt"), "--corpus", name]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("retrolocal: --corpus is ")
+    assert errors.count("\n") == 1

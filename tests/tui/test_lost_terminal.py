@@ -138,3 +138,13 @@ def test_a_signal_ends_it_also_where_the_terminal_takes_nothing_more(terminal: T
     terminal.read_nothing_until_it_waits()
     os.kill(terminal.process.pid, signal.SIGTERM)
     assert terminal.left_with() == 128 + signal.SIGTERM
+
+
+def test_without_a_folder_for_its_state_it_starts_and_leaves_all_the_same() -> None:
+    opened = Terminal(Path(os.devnull) / "state")
+    try:
+        opened.wait_for("ready")
+        os.write(opened.end, b"\x11")
+        assert opened.left_with() == 0
+    finally:
+        opened.close()

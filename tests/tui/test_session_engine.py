@@ -19,6 +19,7 @@ from retrolocal.errors import (
     UsageError,
 )
 from retrolocal.ingest import Options
+from retrolocal.kernels import compiled
 from retrolocal.library import Library, segment, tensor_file
 from retrolocal.session import Session
 from retrolocal.shelf import Keeping, document_of
@@ -318,6 +319,36 @@ def test_what_is_compiled_once_is_announced(
     without = SessionEngine(replace(settings, config=config))
     assert without.open(Listener(), download=False).notes == ()
     without.close()
+
+
+def test_a_file_that_is_given_twice_is_read_once(settings: EngineSettings, book: Path) -> None:
+    again = str(book.parent / ".." / book.parent.name / book.name)
+    engine = SessionEngine(replace(settings, files=(str(book), again)))
+    listener = Listener()
+    engine.open(listener, download=False)
+    engine.close()
+    assert [event.text for event in listener.events if isinstance(event, Remarked)] == [
+        f"{again} is given twice; it is read once"
+    ]
+    [read] = listener.of(DocumentsRead)
+    assert isinstance(read, DocumentsRead)
+    assert [document.path for document in read.documents] == [str(book)]
+
+
+def test_compiled_code_that_cannot_be_kept_is_remarked_on(
+    settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "UNKEPT", compiled.Unkept("/full (No space left on device)"))
+    engine = opened(settings)
+    remarks = []
+    for _ in range(2):
+        listener = Listener()
+        engine.ask("one", listener)
+        remarks += listener.of(Remarked)
+    engine.close()
+    [remark] = remarks
+    assert isinstance(remark, Remarked)
+    assert "/full (No space left on device)" in remark.text
 
 
 def test_a_corpus_stays_as_it_is(settings: EngineSettings, book: Path, tmp_path: Path) -> None:

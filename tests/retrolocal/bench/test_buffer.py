@@ -23,6 +23,7 @@ from retrolocal.config import WaveConfig
 from retrolocal.wave.buffer.policy import POLICIES
 from retrolocal.wave.buffer.prefetch import Prefetcher
 from retrolocal.wave.clustering import cluster_segment
+from retrolocal.wave.zones import fewest_tokens
 
 SHAPE = {"tokens": 4096, "q_heads": 4, "kv_heads": 2, "head_dim": 32, "steps": 6}
 WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in SHAPE.items()]
@@ -74,9 +75,36 @@ def test_recorded_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (found["tokens"], found["steps"], found["kv_heads"]) == (4096, 3, 2)
 
 
-def test_data_that_is_too_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "buffer", "--tokens=1091"]) == 2
-    assert "--tokens is 1,091 and nothing is clustered below 1,092" in capsys.readouterr().err
+@pytest.mark.parametrize("words", ["buffer", "attention", "attention --prompt"])
+def test_a_text_that_is_too_short(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fewest = fewest_tokens(WaveConfig())
+    assert main(["bench", *words.split(), f"--tokens={fewest - 1}"]) == 2
+    errors = capsys.readouterr().err
+    assert f"--tokens is {fewest - 1:,} and nothing is clustered below {fewest:,}" in errors
+    assert "making" not in errors
+
+
+@pytest.mark.parametrize("bench", ["buffer", "attention"])
+def test_recorded_data_that_is_too_short(
+    bench: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = structured_answer(**SHAPE | {"tokens": 1000})
+    recorded = tmp_path / "recorded.safetensors"
+    save_file({"q": data.q, "k": data.k, "v": data.v}, recorded)
+    for tokens, said in ((131_072, f"{recorded} has 1,000 tokens"), (999, "--tokens is 999")):
+        assert main(["bench", bench, f"--data={recorded}", f"--tokens={tokens}"]) == 2
+        assert f"{said} and nothing is clustered below" in capsys.readouterr().err
+
+
+def test_the_fewest_tokens_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    fewest = fewest_tokens(WaveConfig())
+    words = [f"--tokens={fewest}", *WORDS[1:4], "--steps=1", "--repeats=1", "--json"]
+    assert main(["bench", "attention", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["steps"]) == (fewest, 1)
+
+
+def test_recorded_data_of_one_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = structured_answer(**SHAPE)
     recorded = tmp_path / "recorded.safetensors"
     save_file({"q": data.q[:1], "k": data.k, "v": data.v}, recorded)

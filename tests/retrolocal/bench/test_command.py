@@ -169,6 +169,7 @@ def test_what_is_compared_is_said_first(ran: list[Any], capsys: pytest.CaptureFi
         "compares: tokens per second of a whole model, builtin, reading a prompt (pp) and "
         "generating token by token (tg) with a dense and a wave cache at depth 0 and 4,096"
     )
+    assert "with an auto cache at depth 0" in SpeedOptions(model="builtin", n_gen=(1,)).compares
     notes = [line for line in lines if line.startswith("note: ")]
     assert lines[1:4] == notes
     assert "synthetic keys and values" in notes[0]

@@ -19,9 +19,10 @@ from retrolocal.evaluate import attention
 from retrolocal.evaluate.calibration import Samples, calibration, sharpness_class
 from retrolocal.evaluate.options import AttentionOptions
 from retrolocal.evaluate.plot import write_plot
-from retrolocal.evaluate.record import STEPS, RecordingCache, RecordingSession, fewest_tokens
+from retrolocal.evaluate.record import STEPS, RecordingCache, RecordingSession
 from retrolocal.evaluate.report import MOST_ROWS, attention_lines
 from retrolocal.ingest.extract import read_document
+from retrolocal.wave.zones import fewest_tokens
 
 ROOT = Path(__file__).parents[3]
 TEXT = ROOT / "LICENSE"

@@ -5,6 +5,8 @@ import io
 import os
 import socket
 import sys
+import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,38 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stdin_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrolocal.ingest.source._MAX_STDIN_BYTES", 4)
+    monkeypatch.setattr("retrolocal.ingest.source._MAX_SPOOLED_BYTES", 4)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello")))
     assert refusal("-").startswith("stdin sent more than")
 
 
 def test_printable() -> None:
     assert printable("a\nb\x1b[0m\udcff é") == "a\\nb\\x1b[0m\\udcff é"
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("name", ["/proc/version", "/proc/sys/kernel/ostype"])
+def test_what_the_system_makes_while_it_is_read(name: str) -> None:
+    content = Path(name).read_bytes()
+    with open_source(name) as source:
+        assert (source.size, source.head, source.label) == (len(content), content, name)
+        source.require_unchanged()
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with open_source(tmp_path / "a.txt") as source:
+        assert (source.size, source.head) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no /proc")
+def test_a_file_that_cannot_be_read() -> None:
+    assert refusal("/proc/self/mem").startswith("/proc/self/mem cannot be read: ")
+
+
+def test_no_room_for_what_cannot_be_sought_in(
+    monkeypatch: pytest.MonkeyPatch, full_disk: AbstractContextManager[None]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x" * 100)))
+    with full_disk:
+        assert f"stdin cannot be copied to {tempfile.gettempdir()} (" in refusal("-")

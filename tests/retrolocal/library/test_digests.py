@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     one = aged(tmp_path / "a", b"1")
     with pytest.raises(ModelError, match="occurs twice"):
         file_digests([one, one], tmp_path / "memo.json")
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, full_disk: AbstractContextManager[None]
+) -> None:
+    path = aged(tmp_path / "model.safetensors", b"one")
+    folder = tmp_path / "cache"
+    with full_disk:
+        assert file_digests([path], folder / "memo.json") == {path.name: sha256(b"one")}
+    assert list(folder.iterdir()) == []

@@ -13,6 +13,7 @@ from retrolocal.config import WaveConfig
 from retrolocal.errors import UsageError
 from retrolocal.wave.index import selection
 from retrolocal.wave.zones import (
+    fewest_tokens,
     groups,
     initial_centroids,
     next_growth,
@@ -123,3 +124,10 @@ def test_the_paper_reads_shares_of_the_clusters(
 def test_a_budget_out_of_range_is_refused(budget: float) -> None:
     with pytest.raises(UsageError, match="--budget"):
         WaveConfig(budget=budget)
+
+
+def test_the_fewest_tokens_of_which_some_are_clustered() -> None:
+    for config in (SMALL, replace(SMALL, segment_tokens=4), replace(SMALL, sink_tokens=0)):
+        fewest = fewest_tokens(config)
+        assert segments([(fewest - 1, True)], config)[0] == []
+        assert len(segments([(fewest, True)], config)[0]) == 1
