@@ -235,7 +235,7 @@ class ChatCommands:
         answer cannot be, either.
         """
         chat, store = self._current(self._screen.desk.partial), self.store
-        if chat is None:
+        if chat is None or not self._screen.settings.keeps_chats:
             return lambda: None
         self._saved, self._written = chat, chat.turns
 
