@@ -211,6 +211,19 @@ def _size(name: str, value: str) -> int:
         raise UsageError(f"{name} is {value[:80]!r}; give a size, such as 4G") from None
 
 
+def _memory(name: str, check: Callable[[str], SessionConfig], note: str) -> Setting:
+    """A setting that says how much memory may be used."""
+    return Setting(
+        name=name,
+        kind=str,
+        default=None,
+        check=check,
+        variable=name.upper(),
+        note=note,
+        place=f"usual_{name}",
+    )
+
+
 def _part_of(config: type, name: str, option: str | None = None, **facts: Any) -> Setting:
     """A setting that is a field of a dataclass, which checks it; types follow the default."""
     default = next(one.default for one in fields(config) if one.name == name)
@@ -249,24 +262,8 @@ SETTINGS = (
     _part_of(SessionConfig, "device", variable="DEVICE"),
     _part_of(SessionConfig, "dtype"),
     _part_of(SessionConfig, "quant", variable="QUANT"),
-    Setting(
-        name="ram",
-        kind=str,
-        default=None,
-        check=_ram,
-        variable="RAM",
-        note="what is free",
-        place="usual_ram",
-    ),
-    Setting(
-        name="vram",
-        kind=str,
-        default=None,
-        check=_vram,
-        variable="VRAM",
-        note="all that is free",
-        place="usual_vram",
-    ),
+    _memory("ram", _ram, "what is free"),
+    _memory("vram", _vram, "all that is free"),
     _part_of(SessionConfig, "threads", note="all cores"),
     _part_of(SessionConfig, "cache"),
     _part_of(SessionConfig, "prefill"),

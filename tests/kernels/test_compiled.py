@@ -74,13 +74,18 @@ def compiled_here() -> Any:
     return twice, task(work)
 
 
-@needs_numba
-def test_code_that_was_kept_is_not_compiled_again() -> None:
+def require_kept() -> None:
+    """What is compiled once is loaded the second time."""
     for hits in (0, 1):
         twice, work = compiled_here()
         assert twice(21) == 42
         assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits
     assert unkept_note() is None
+
+
+@needs_numba
+def test_code_that_was_kept_is_not_compiled_again() -> None:
+    require_kept()
 
 
 @needs_numba
@@ -118,11 +123,7 @@ def test_a_full_disk_stops_nothing(
     assert note is not None
     assert f"{kernel_folder()} ({os.strerror(why)})" in note
     assert list(cache.rglob("*.tmp*")) == list(cache.rglob("*.nbc")) == []
-    for hits in (0, 1):
-        twice, work = compiled_here()
-        assert twice(21) == 42
-        assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits
-    assert unkept_note() is None
+    require_kept()
 
 
 @needs_numba
