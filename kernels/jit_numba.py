@@ -16,6 +16,7 @@ from numba.core.sigutils import normalize_signature
 from numba.extending import intrinsic, overload
 
 from .kept_numba import kept_code
+from .part_numba import PartCompiler
 
 KINDS = {
     torch.int8: np.empty(0, np.int8),
@@ -35,14 +36,16 @@ _OPTIONS = {
 
 
 def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with fast mathematics and a cache in the user's directory.
+    """`numba.njit` with fast mathematics.
 
-    Only an `entry` can be called from Python: what the others would need for that takes as long to
-    compile as they do.
+    Only an `entry` can be called from Python. It is kept in the user's cache directory, with the
+    others inside.
     """
     options = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "nogil": True}
 
     def made(function: Callable[..., Any]) -> Any:
+        if not entry:
+            return njit(**_OPTIONS, **options, pipeline_class=PartCompiler)(function)
         dispatcher = njit(**_OPTIONS, **options)(function)
         dispatcher._cache = kept_code(function)
         return dispatcher
@@ -199,3 +202,10 @@ def exp(x: np.float32) -> np.float32:
     p = p * f + np.float32(9.9999994e-1)
     power = float_of(np.uint32((n + np.int32(127)) << np.int32(23)))
     return p * power if x > np.float32(-87.0) else np.float32(0.0)
+
+
+@jit()
+def copy(values, into):
+    """into[:] = values of one dimension; for a slice numba compiles a message about shapes, too."""
+    for i in range(len(into)):
+        into[i] = values[i]

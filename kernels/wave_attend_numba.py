@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .jit_numba import exp, jit, pointer, to_float, touch
+from .jit_numba import copy, exp, jit, pointer, to_float, touch
 from .tiles_numba import add_rows, highest
 from .wave_parts_numba import bases_of, lines_of, list_heavy, scores_of, sums_of
 from .wave_rows_numba import add_stored, stored_dots
@@ -416,7 +416,7 @@ def attend(w, kind, stored, task):
     rows_read = _attend_exactly(w, kind, stored, task)
     for g in range(count):
         _raise_top(max(z[g], NOTHING), g, top, mass, total)
-    f4(w, PART_EXACT)[task, :] = mass
+    copy(mass, f4(w, PART_EXACT)[task])
     sums_read = _add_fine(w, h, kind, task, threshold)
     if w[TWO_LEVEL]:
         sums_read += _add_coarse(w, h, kind, task, threshold)

@@ -84,49 +84,50 @@ from .wave_words_numba import (
     Z,
 )
 
+FIRST, FIND, SCORE_FOUND, CHOOSE, ATTEND, MERGE = range(6)
+"""The passes. From ATTEND on it is known what is retrieved."""
+
+
+@jit()
+def _first(w, kind, kept, task):
+    """Pass 1: a segment's groups and singles, or a part of the steady zone."""
+    each = w[SEGMENTS] + w[PARTS]
+    h, number = task // each, task % each
+    if number < w[SEGMENTS]:
+        score_first(w, kind, h * w[SEGMENTS] + number)
+    else:
+        attend_steady(w, kept, h * w[PARTS] + number - w[SEGMENTS])
+
 
 @jit(entry=True)
-def _first(w, kind, stored, kept, start, stop, stride):
+def _pass(number, w, kind, stored, kept, start, stop, stride):
+    """Tasks start, start + stride ... before stop of one pass."""
     for task in range(start, stop, stride):
-        h, number = task // (w[SEGMENTS] + w[PARTS]), task % (w[SEGMENTS] + w[PARTS])
-        if number < w[SEGMENTS]:
-            score_first(w, kind, h * w[SEGMENTS] + number)
+        if number == FIRST:
+            _first(w, kind, kept, task)
+        elif number == FIND:
+            find(w, task)
+        elif number == SCORE_FOUND:
+            score_found(w, kind, task)
+        elif number == CHOOSE:
+            choose(w, task)
+        elif number == ATTEND:
+            attend(w, kind, stored, task)
         else:
-            attend_steady(w, kept, h * w[PARTS] + number - w[SEGMENTS])
-
-
-@jit(entry=True)
-def _find(w, kind, stored, kept, start, stop, stride):
-    for h in range(start, stop, stride):
-        find(w, h)
-
-
-@jit(entry=True)
-def _score_found(w, kind, stored, kept, start, stop, stride):
-    for task in range(start, stop, stride):
-        score_found(w, kind, task)
-
-
-@jit(entry=True)
-def _choose(w, kind, stored, kept, start, stop, stride):
-    for h in range(start, stop, stride):
-        choose(w, h)
-
-
-@jit(entry=True)
-def _attend(w, kind, stored, kept, start, stop, stride):
-    for task in range(start, stop, stride):
-        attend(w, kind, stored, task)
+            merge_parts(w, kind, task)
 
 
 @jit(entry=True)
 def _all(w, kind, stored, kept, first, last):
     """All passes for KV heads first ... last - 1, then what other threads have not begun."""
-    heads, parts = w[KV_HEADS], w[PARTS]
-    each, place = w[SEGMENTS] + parts, w[PROGRESS]
-    _first(w, kind, stored, kept, first * each, last * each, ONE)
-    _find(w, kind, stored, kept, first, last, ONE)
-    _score_found(w, kind, stored, kept, first * parts, last * parts, ONE)
+    heads, parts, place = w[KV_HEADS], w[PARTS], w[PROGRESS]
+    each = w[SEGMENTS] + parts
+    for task in range(first * each, last * each):
+        _first(w, kind, kept, task)
+    for h in range(first, last):
+        find(w, h)
+    for task in range(first * parts, last * parts):
+        score_found(w, kind, task)
     for h in range(first, last):
         choose(w, h)
         add_at(place + 8 * h, ONE)
@@ -138,14 +139,8 @@ def _all(w, kind, stored, kept, first, last):
         while part < parts:
             attend(w, kind, stored, h * parts + part)
             if add_at(place + 8 * (2 * heads + h), ONE) == parts - 1:
-                merge_parts(w, kind, stored, kept, h, h + 1, ONE)
+                merge_parts(w, kind, h)
             part = add_at(place + 8 * (heads + h), ONE)
-
-
-PASSES = (_first, _find, _score_found, _choose, _attend, merge_parts)
-"""Each does tasks start, start + stride ... before stop."""
-CHOSEN = 4
-"""So many passes know what is retrieved."""
 
 
 def _run(
@@ -168,24 +163,24 @@ def _run(
         )
         return
 
-    def run(first: int, last: int) -> None:
+    def run(passes: range) -> None:
         tasks = (segments + parts, 1, parts, 1, parts, 1)
-        for function, number in zip(PASSES[first:last], tasks[first:last], strict=True):
+        for number in passes:
             together(
                 threads,
-                lambda n, function=function, number=number: function(
-                    words, kind, stored, kept, n, number * kv_heads, threads
+                lambda n, number=number: _pass(
+                    number, words, kind, stored, kept, n, tasks[number] * kv_heads, threads
                 ),
             )
 
-    run(0, CHOSEN)
     if fetch is None:
-        run(CHOSEN, len(PASSES))
+        run(range(FIRST, MERGE + 1))
         return
+    run(range(FIRST, ATTEND))
     retrieved = _retrieved(work)
     with fetch(*retrieved.clusters) as addresses:
         work[PLACE][retrieved.places] = addresses
-        run(CHOSEN, len(PASSES))
+        run(range(ATTEND, MERGE + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,38 +71,37 @@ def list_heavy(heaviest, n, threshold, which):
     return heavy
 
 
-@jit(entry=True)
-def merge_parts(w, kind, stored, kept, start, stop, stride):
-    """Pass 6: the parts together, and the bytes read."""
+@jit()
+def merge_parts(w, kind, h):
+    """Pass 6: the parts of one head together, and the bytes read."""
     count, parts, z = w[GROUP], w[PARTS], f4(w, Z)
     tops, masses, exacts = f4(w, PART_TOP), f4(w, PART_MASS), f4(w, PART_EXACT)
     sums, outs = f4(w, PART_SUM), f4(w, OUT)
     shares, lses, all_lses = f4(w, EXACT)[0], f4(w, LSE_EXACT)[0], f4(w, LSE)[0]
     found, part_bytes = i8(w, FOUND), i8(w, PART_BYTES)[0]
-    for h in range(start, stop, stride):
-        read = np.int64(0)
-        scored = found[h, 1] + (w[GROUPS] if w[TWO_LEVEL] else 0)
-        read += scored * (w[DIM] * kind.itemsize + (10 if w[SCALED] else 6))
+    read = np.int64(0)
+    scored = found[h, 1] + (w[GROUPS] if w[TWO_LEVEL] else 0)
+    read += scored * (w[DIM] * kind.itemsize + (10 if w[SCALED] else 6))
+    for task in range(h * parts, (h + 1) * parts):
+        read += part_bytes[task]
+    for g in range(count):
+        at = h * count + g
+        out = outs[at]
+        top = z[h, g]
         for task in range(h * parts, (h + 1) * parts):
-            read += part_bytes[task]
-        for g in range(count):
-            at = h * count + g
-            out = outs[at]
-            top = z[h, g]
-            for task in range(h * parts, (h + 1) * parts):
-                top = max(top, tops[task, g])
-            total, exact = np.float32(0.0), np.float32(0.0)
+            top = max(top, tops[task, g])
+        total, exact = np.float32(0.0), np.float32(0.0)
+        for d in range(len(out)):
+            out[d] = np.float32(0.0)
+        for task in range(h * parts, (h + 1) * parts):
+            weight = exp(tops[task, g] - top)
+            total += weight * masses[task, g]
+            exact += weight * exacts[task, g]
             for d in range(len(out)):
-                out[d] = np.float32(0.0)
-            for task in range(h * parts, (h + 1) * parts):
-                weight = exp(tops[task, g] - top)
-                total += weight * masses[task, g]
-                exact += weight * exacts[task, g]
-                for d in range(len(out)):
-                    out[d] += weight * sums[task * count + g, d]
-            for d in range(len(out)):
-                out[d] /= total
-            shares[at] = exact / total
-            lses[at] = top + np.log(exact)
-            all_lses[at] = top + np.log(total)
-        i8(w, BYTES)[0, h] = read
+                out[d] += weight * sums[task * count + g, d]
+        for d in range(len(out)):
+            out[d] /= total
+        shares[at] = exact / total
+        lses[at] = top + np.log(exact)
+        all_lses[at] = top + np.log(total)
+    i8(w, BYTES)[0, h] = read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .jit_numba import exp, jit, pointer, to_float, touch
+from .jit_numba import copy, exp, jit, pointer, to_float, touch
 from .tiles_numba import address, dots
 from .wave_attention import BUCKETS
 from .wave_masses_numba import add_masses, keep, rank, rank_by_centroid, weigh
@@ -219,7 +219,7 @@ def _descend(w, h, wanted, everything):
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     ranks, sizes, zones = f4(w, COARSE_RANK)[h], i4(w, COARSE_SIZE)[h], i4(w, COARSE_ZONE)[h]
     masses, shares, tops, z = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
-    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    copy(f4(w, STEADY_LSE)[0, h * count : (h + 1) * count], z)
     weigh(masses, groups, shares, tops, z)
     add_masses(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
     rank(shares, groups, tops, z, ranks)
@@ -289,7 +289,7 @@ def prepare(w, stored):
             norms[h] += q[h, d] * q[h, d]
     if is_int4(stored):
         turned = f4(w, Q_TURNED)
-        turned[:] = q
+        copy(flat, turned.reshape(n))
         turn(turned)
 
 
@@ -405,7 +405,7 @@ def choose(w, h):
     for g in range(count):
         for u in range(w[SINGLES]):
             masses[g, found[0] + u] = singles[h * count + g, u]
-    z[:] = f4(w, STEADY_LSE)[0, h * count : (h + 1) * count]
+    copy(f4(w, STEADY_LSE)[0, h * count : (h + 1) * count], z)
     coarse, parts, highs, _ = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     if w[TWO_LEVEL]:
         keep(coarse, groups, i4(w, COARSE_ZONE)[h], DROPPED, parts, highs, z)
@@ -432,5 +432,5 @@ def choose(w, h):
     for i in range(n):
         if zones[i] == RETRIEVED and (found[6] < 0 or ranks[i] > ranks[found[6]]):
             found[6] = i
-    z[:] = beside
+    copy(beside, z)
     keep(masses, n, zones, ESTIMATED, shares, tops, z)

@@ -40,9 +40,9 @@ def test_what_another_version_compiled_does_not_count(cache: Path) -> None:
     other = cache / "kernels" / ("0" * 16)
     other.mkdir()
     for where, name, left in [
-        (other, "wave_attend_numba.attend-1.nbi", True),
+        (other, "wave_attention_numba._all-1.nbi", True),
         (folder, "rope_numba.turn-1.nbi", True),
-        (folder, "wave_attend_numba.attend-1.nbi", False),
+        (folder, "wave_attention_numba._all-1.nbi", False),
     ]:
         (where / name).touch()
         assert to_compile("wave") == left
@@ -139,3 +139,35 @@ def test_a_damaged_file_is_written_anew(name: str, cache: Path) -> None:
         twice, work = compiled_here()
         assert twice(21) == 42
         assert sum(twice.stats.cache_hits.values()) == work.cache_hits == hits
+
+
+@needs_numba
+def test_machine_code_is_made_of_what_python_calls_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core.codegen import JITCPUCodegen
+
+    from retrolocal.kernels.jit_numba import jit
+
+    made: list[str] = []
+    add = JITCPUCodegen._add_module
+
+    def added(codegen: Any, module: Any) -> Any:
+        made.append(module.name)
+        return add(codegen, module)
+
+    monkeypatch.setattr(JITCPUCodegen, "_add_module", added)
+
+    @jit()
+    def half(number):  # type: ignore[no-untyped-def]
+        return number // 2
+
+    @jit()
+    def quarter(number):  # type: ignore[no-untyped-def]
+        return half(half(number))
+
+    @jit(entry=True)
+    def called(number):  # type: ignore[no-untyped-def]
+        return quarter(number) + half(number)
+
+    assert called(20) == 15
+    assert len(made) == 1
+    assert "called" in made[0]
