@@ -31,7 +31,7 @@ from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, given_once, read_documents
-from ..ingest.source import printable
+from ..ingest.source import STDIN, printable
 from ..kernels.compiled import unkept_note
 from ..library import Library, require_corpus_name
 from ..library.room import size_text
@@ -46,7 +46,7 @@ from .time_left import Pace, TimeLeft, about, spoken
 
 PACES = "reading.json"
 MOST_NAMED = 4
-"""Files that the command for asking about them names one by one."""
+"""Files that a line names one by one."""
 
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
@@ -86,6 +86,9 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
     ):
         documents = corpus_documents(library, corpus)
     known = {document.digest for document in documents}
+    older = {document.name for document in documents} - {STDIN}
+    there: list[str] = []
+    changed: list[str] = []
     for document in read_documents(
         arguments.paths,
         extraction(arguments),
@@ -95,10 +98,20 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
         for note in document.notes:
             report.remark(f"{document.name}: {note}")
         if document.digest in known:
-            report.remark(f"{document.name} is there already")
+            there.append(document.name)
             continue
+        if document.name in older:
+            changed.append(document.name)
         known.add(document.digest)
         documents.append(document)
+    if there:
+        report.remark(f"{_listed(there)} {'is' if len(there) == 1 else 'are'} there already")
+    if changed:
+        report.remark(
+            f"{_listed(changed)}: {corpus} has an older text of this name, and both will be in it; "
+            f"for the new one alone: retrolocal library rm {_quoted(corpus)}, then ingest all of "
+            "its files again"
+        )
     if not documents:
         raise DocumentError("there is nothing to read; give a file or a folder with some")
     return documents
@@ -223,6 +236,12 @@ def ready_line(arguments: argparse.Namespace, names: Sequence[str]) -> str:
     if "-" in paths:
         return f"{ready}: {chat} {files} -p QUESTION, with the same text on stdin again"
     return f"{ready}: {chat} {files}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    shown, more = ", ".join(names[:MOST_NAMED]), len(names) - MOST_NAMED
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _quoted(word: str) -> str:
