@@ -22,7 +22,6 @@ from retrolocal.shelf import corpus_documents
 from retrolocal.tui.ingest import _expected, ready_line
 from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
 
-
 Captured = pytest.CaptureFixture[str]
 
 
