@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..amounts import size_text, told_apart
 from ..config import SessionConfig
 from ..default_model import default_model
 from ..device import device_name, device_note, gpu_bytes
@@ -34,7 +35,6 @@ from ..ingest import Document, given_once, read_documents
 from ..ingest.source import STDIN, printable
 from ..kernels.compiled import unkept_note
 from ..library import Library, require_corpus_name
-from ..library.room import size_text
 from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
@@ -182,8 +182,9 @@ def _expected(forecast: Forecast, free: int, memory: int, seconds: float | None)
     long = "for how long is known after the first pieces"
     if seconds is not None:
         long = f"{about(seconds)} at the pace of an earlier run"
+    disk, there = told_apart(forecast.disk, free)
     return (
-        f"{begin}about {size_text(forecast.disk)} on disk ({size_text(free)} free), "
+        f"{begin}about {disk} on disk ({there} free), "
         f"{size_text(memory)} of memory while reading, {long}"
     )
 
