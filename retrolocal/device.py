@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .amounts import told_apart
 from .config import SessionConfig
 from .errors import MemoryLimitError, ModelError, UsageError
 
@@ -30,9 +31,8 @@ def open_device(config: SessionConfig) -> torch.device:
     if config.vram is not None and device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
         if config.vram * 2**30 > total:
-            raise UsageError(
-                f"--vram is {config.vram:g} and the GPU has {total / 2**30:.1f} GiB; give less"
-            )
+            has, _ = told_apart(total, config.vram * 2**30)
+            raise UsageError(f"--vram is {config.vram:g} and the GPU has {has}; give less")
         # From now on whatever asks for more gets torch.OutOfMemoryError.
         torch.cuda.set_per_process_memory_fraction(config.vram * 2**30 / total, device)
     return device

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from .amounts import size_text, told_apart
 from .config import WaveConfig
 from .errors import ContextError, MemoryLimitError
 from .heap import give_back
@@ -193,8 +194,24 @@ class Limit:
     """What a run may use in all, itself and all that it needs included."""
 
     bytes: int
-    words: str
-    """`4.0 GiB are free`."""
+    form: str
+    """`{} are free`, with an amount in its place."""
+    told: int | None = None
+    """That amount, where it is not all of the bytes."""
+
+    @property
+    def words(self) -> str:
+        """`4.0 GiB are free`."""
+        return self.form.format(size_text(self._told))
+
+    def beside(self, *amounts: int, digits: int = 1) -> tuple[str, ...]:
+        """These amounts, and the words last, as they are compared in one message."""
+        *texts, own = told_apart(*amounts, self._told, digits=digits)
+        return (*texts, self.form.format(own))
+
+    @property
+    def _told(self) -> int:
+        return self.bytes if self.told is None else self.told
 
 
 def limit(ram: int, used: int) -> Limit:
@@ -204,9 +221,8 @@ def limit(ram: int, used: int) -> Limit:
     """
     free = available_bytes() + used
     if ram and ram <= free:
-        words = f"{ram / GIB:.1f}" if ram >= GIB // 20 else f"{ram:,} byte{'s' * (ram != 1)}"
-        return Limit(ram, f"--ram is {words}")
-    return Limit(free, f"{(free - used) / GIB:.1f} GiB are free")
+        return Limit(ram, "--ram is {}")
+    return Limit(free, "{} are free", free - used)
 
 
 def place(needed: MemoryEstimate, limit: Limit, used: int) -> Placement | None:
@@ -228,15 +244,15 @@ def placed(
     if found is not None:
         return found
     file = needed.stored > 0
-    hint = "give more --ram" if limit.words.startswith("--ram") else "close other programs"
-    bytes = used + (needed.least if file else needed.total)
+    hint = "give more --ram" if limit.form.startswith("--ram") else "close other programs"
+    whole, words = limit.beside(used + (needed.least if file else needed.total))
     raise MemoryLimitError(
-        f"{model} with {tokens:,} tokens needs about {bytes / GIB:.1f} GiB"
+        f"{model} with {tokens:,} tokens needs about {whole}"
         + (" even with its keys and values in a file" if file else "")
-        + f" (program {used / GIB:.1f}, weights {needed.weights / GIB:.1f}, "
-        f"cache {(needed.cache - needed.stored) / GIB:.1f}, "
-        + (f"block cache {(needed.least - needed.in_memory) / GIB:.1f}, " if file else "")
-        + f"workspace {needed.workspace / GIB:.1f}) and {limit.words}: {hint}"
+        + f" (program {size_text(used)}, weights {size_text(needed.weights)}, "
+        f"cache {size_text(needed.cache - needed.stored)}, "
+        + (f"block cache {size_text(needed.least - needed.in_memory)}, " if file else "")
+        + f"workspace {size_text(needed.workspace)}) and {words}: {hint}"
     )
 
 
@@ -245,9 +261,10 @@ def require_file(needed: MemoryEstimate, found: Placement, folder: Path, *, toke
     bytes = 0 if found.ram >= needed.stored else needed.stored
     free = disk_free(folder)
     if bytes > free:
+        whole, there = told_apart(bytes, free)
         raise MemoryLimitError(
-            f"{tokens:,} tokens have {bytes / GIB:.1f} GiB of keys and values, more than fit into "
-            f"memory, and {folder} has {free / GIB:.1f} GiB free: free the disk, give a shorter "
+            f"{tokens:,} tokens have {whole} of keys and values, more than fit into "
+            f"memory, and {folder} has {there} free: free the disk, give a shorter "
             "text or --store-type int4"
         )
 
@@ -269,10 +286,11 @@ def require(needed: MemoryEstimate, *, model: str, tokens: int) -> None:
         if needed.weights > free
         else "give a shorter text or a model with fewer KV heads"
     )
+    whole, there = told_apart(needed.total, free)
     raise MemoryLimitError(
-        f"{model} with {tokens:,} tokens needs about {needed.total / GIB:.1f} GiB "
-        f"(weights {needed.weights / GIB:.1f}, cache {needed.cache / GIB:.1f}, "
-        f"workspace {needed.workspace / GIB:.1f}) and {free / GIB:.1f} GiB are free: {hint}"
+        f"{model} with {tokens:,} tokens needs about {whole} "
+        f"(weights {size_text(needed.weights)}, cache {size_text(needed.cache)}, "
+        f"workspace {size_text(needed.workspace)}) and {there} are free: {hint}"
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .amounts import size_text
 from .arguments import command_parser, parsed, size
 from .config import SessionConfig, require_model
 from .errors import UsageError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from .ingest.document import Document
+    from .memory import Limit
     from .models.config import ModelConfig
     from .planning import Plan, Planner
 
@@ -51,8 +53,7 @@ class Answer:
     """The most faithful setting that fits; None when none does ..."""
     longest: Plan | None
     """... and then the longest text that would."""
-    there: str
-    """Where the limit comes from."""
+    there: Limit
 
 
 def plan(words: Sequence[str]) -> int:
@@ -205,10 +206,11 @@ def lines(answer: Answer) -> list[str]:
         ("cache", asked.cache, "keys and values in token order, block cache"),
         ("workspace", asked.workspace, "while the text is read or sources are found"),
     ):
-        words.append(f"  {name:<14}{_gib(size_in_bytes)}   {what}")
+        words.append(f"  {name:<14}{size_text(size_in_bytes, 2):>12}   {what}")
+    loading, reading, there = answer.there.beside(asked.loading_peak, asked.prefill_peak, digits=2)
     words += [
-        f"  {'peak, loading':<14}{_gib(asked.loading_peak)}",
-        f"  {'peak, reading':<14}{_gib(asked.prefill_peak)}   of {answer.there}",
+        f"  {'peak, loading':<14}{loading:>12}",
+        f"  {'peak, reading':<14}{reading:>12}   of {there}",
     ]
     if asked.prefill_seconds is not None and asked.decode_seconds is not None:
         words.append(
@@ -229,7 +231,8 @@ def _verdict(answer: Answer) -> str:
     kept = "It fits with its keys and values in a file" if asked.fits else "It does not fit"
     if best is not None and best.options != asked.options:
         where = ", keys and values in a file" if best.store_in == "file" else ""
-        return f"{kept}; {best.options} takes {best.total / GIB:.2f} GiB{where}."
+        takes, _ = answer.there.beside(best.total, digits=2)
+        return f"{kept}; {best.options} takes {takes}{where}."
     if best is None and answer.longest is not None:
         longest = answer.longest
         return f"{kept}; at most {longest.tokens:,} tokens do, with {longest.options}."
@@ -244,7 +247,7 @@ def _planner(
     config: SessionConfig,
     stored: torch.dtype,
     arguments: argparse.Namespace,
-) -> tuple[Planner, str]:
+) -> tuple[Planner, Limit]:
     import torch
 
     from .device import choose_device, choose_dtype
@@ -257,14 +260,14 @@ def _planner(
     # Measuring, below, compiles what the index needs: no later run has to.
     program = program_bytes("dense")
     if arguments.vram is not None:
-        there = Limit(int(arguments.vram * GIB), f"{arguments.vram:.1f} GiB of --vram")
+        there = Limit(int(arguments.vram * GIB), "{} of --vram")
     elif device.type == "cuda":
         there = gpu_limit(device)
     else:
         # What is usual here bounds this machine; what is asked for may be another one's.
         there = limit(ram_bytes(arguments), program)
         if arguments.ram:
-            there = Limit(arguments.ram, f"{arguments.ram / GIB:.1f} GiB of --ram")
+            there = Limit(arguments.ram, "{} of --ram")
     here = arguments.vram is None or torch.cuda.is_available()
     planner = Planner(
         name,
@@ -276,7 +279,7 @@ def _planner(
         program=0 if device.type == "cuda" else program,
         rates=machine(device, dtype) if here else None,
     )
-    return planner, there.words
+    return planner, there
 
 
 def _documents(arguments: argparse.Namespace) -> list[Document]:
@@ -287,10 +290,6 @@ def _documents(arguments: argparse.Namespace) -> list[Document]:
 
     options = asdict(extraction(arguments))
     return [read_document(file, **options) for file in given_once(arguments.file, tell)]
-
-
-def _gib(size_in_bytes: int) -> str:
-    return f"{size_in_bytes / GIB:8.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,6 @@ from .kernels.compiled import compiled
 from .machine import Machine
 from .memory import (
     COMPILER_BYTES,
-    GIB,
     Limit,
     MemoryEstimate,
     answer_bytes,
@@ -186,7 +185,7 @@ class Planner:
         best = self.best(tokens)
         if best is not None:
             where = "with its keys and values in a file" if best.store_in == "file" else ""
-            return f"{best.options} would take {best.total / GIB:.1f} GiB {where}".rstrip()
+            return f"{best.options} would take {self._there.beside(best.total)[0]} {where}".rstrip()
         longest = self.longest()
         if longest is None:
             return "nothing of this model fits; retrolocal plan shows what others need"
@@ -196,7 +195,7 @@ class Planner:
 def gpu_limit(device: torch.device) -> Limit:
     """Memory of a GPU that this process has or can get."""
     free: int = torch.cuda.mem_get_info(device)[0]
-    return Limit(free + torch.cuda.memory_reserved(device), f"{free / GIB:.1f} GiB are free")
+    return Limit(free + torch.cuda.memory_reserved(device), "{} are free", free)
 
 
 def needs(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from .amounts import size_text
 from .arguments import size
 from .config import SessionConfig
 from .errors import MemoryLimitError, UsageError
 from .head import Head
 from .kept_bytes import kept_bytes
 from .memory import (
-    GIB,
     Limit,
     MemoryEstimate,
     Placement,
@@ -119,10 +119,11 @@ class Room:
         if needed.total <= there.bytes:
             return
         advice = self._planner("cuda", there, 0).advice(tokens)
+        whole, words = there.beside(needed.total)
         raise MemoryLimitError(
-            f"{self.name} with {tokens:,} tokens needs about {needed.total / GIB:.1f} GiB of GPU "
-            f"memory (weights {needed.weights / GIB:.1f}, cache {needed.cache / GIB:.1f}, "
-            f"workspace {needed.workspace / GIB:.1f}) and {there.words}: close what else uses the "
+            f"{self.name} with {tokens:,} tokens needs about {whole} of GPU "
+            f"memory (weights {size_text(needed.weights)}, cache {size_text(needed.cache)}, "
+            f"workspace {size_text(needed.workspace)}) and {words}: close what else uses the "
             f"GPU or give --device cpu; {advice}"
         )
 

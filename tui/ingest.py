@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..amounts import size_text, told_apart
 from ..config import SessionConfig
 from ..default_model import default_model
 from ..device import device_name, device_note, gpu_bytes
@@ -31,10 +32,9 @@ from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
 from ..ingest import Document, given_once, read_documents
-from ..ingest.source import printable
+from ..ingest.source import STDIN, printable
 from ..kernels.compiled import unkept_note
 from ..library import Library, require_corpus_name
-from ..library.room import size_text
 from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
@@ -46,7 +46,7 @@ from .time_left import Pace, TimeLeft, about, spoken
 
 PACES = "reading.json"
 MOST_NAMED = 4
-"""Files that the command for asking about them names one by one."""
+"""Files that a line names one by one."""
 
 
 def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
@@ -86,6 +86,9 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
     ):
         documents = corpus_documents(library, corpus)
     known = {document.digest for document in documents}
+    older = {document.name for document in documents} - {STDIN}
+    there: list[str] = []
+    changed: list[str] = []
     for document in read_documents(
         arguments.paths,
         extraction(arguments),
@@ -95,10 +98,20 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
         for note in document.notes:
             report.remark(f"{document.name}: {note}")
         if document.digest in known:
-            report.remark(f"{document.name} is there already")
+            there.append(document.name)
             continue
+        if document.name in older:
+            changed.append(document.name)
         known.add(document.digest)
         documents.append(document)
+    if there:
+        report.remark(f"{_listed(there)} {'is' if len(there) == 1 else 'are'} there already")
+    if changed:
+        report.remark(
+            f"{_listed(changed)}: {corpus} has an older text of this name, and both will be in it; "
+            f"for the new one alone: retrolocal library rm {_quoted(corpus)}, then ingest all of "
+            "its files again"
+        )
     if not documents:
         raise DocumentError("there is nothing to read; give a file or a folder with some")
     return documents
@@ -169,8 +182,9 @@ def _expected(forecast: Forecast, free: int, memory: int, seconds: float | None)
     long = "for how long is known after the first pieces"
     if seconds is not None:
         long = f"{about(seconds)} at the pace of an earlier run"
+    disk, there = told_apart(forecast.disk, free)
     return (
-        f"{begin}about {size_text(forecast.disk)} on disk ({size_text(free)} free), "
+        f"{begin}about {disk} on disk ({there} free), "
         f"{size_text(memory)} of memory while reading, {long}"
     )
 
@@ -223,6 +237,12 @@ def ready_line(arguments: argparse.Namespace, names: Sequence[str]) -> str:
     if "-" in paths:
         return f"{ready}: {chat} {files} -p QUESTION, with the same text on stdin again"
     return f"{ready}: {chat} {files}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    shown, more = ", ".join(names[:MOST_NAMED]), len(names) - MOST_NAMED
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _quoted(word: str) -> str:

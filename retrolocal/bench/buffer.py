@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..amounts import told_apart
 from ..config import SessionConfig, WaveConfig
 from ..device import choose_device
 from ..errors import DataError, StoreError
@@ -292,8 +293,9 @@ def _require_disk(folder: Path, bytes: int) -> None:
             f"{folder}: {error.strerror}; give --folder a folder that exists"
         ) from None
     if free < ROOM * bytes:
+        needed, there = told_apart(bytes, free)
         raise StoreError(
-            f"{folder}: {bytes / 2**30:.1f} GiB are to be written and {free / 2**30:.1f} are free; "
+            f"{folder}: {needed} are to be written and {there} are free; "
             "give --folder another disk or fewer --tokens"
         )
 

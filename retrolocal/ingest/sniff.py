@@ -15,6 +15,14 @@ from .source import OpenFile
 _PDF_MAGIC = b"%PDF-"
 _PDF_MAGIC_WITHIN = 1024
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
+_PDF_OBJECT = re.compile(rb"(?<![^\r\n])\d+ \d+ obj\b")
+_PDF_OBJECT_END = re.compile(rb"(?<![^\r\n])endobj\b")
+_PDF_END = re.compile(rb"startxref\s+\d+\s+%%EOF\s*\Z")
+_PDF_TAIL_BYTES = 1 << 16
+_FEW_OBJECTS = 3
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_COMPRESSED = 4
+"""Different control characters that a text does not have and compressed bytes soon do."""
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "PNG image"),
     (b"\xff\xd8\xff", "JPEG image"),
@@ -75,7 +83,8 @@ def recognise(source: OpenFile) -> str | None:
         return "TAR archive"
     if _HTML.match(_as_utf8(head)):
         return "HTML"
-    return next((name for magic, name in _SIGNATURES if head.startswith(magic)), None)
+    known = next((name for magic, name in _SIGNATURES if head.startswith(magic)), None)
+    return "PDF" if known is None and _is_headless_pdf(source) else known
 
 
 def has_tag(source: OpenFile) -> bool:
@@ -90,6 +99,19 @@ def _is_pdf(source: OpenFile) -> bool:
         return True
     # A text may speak of the magic; junk before a real PDF comes with binary bytes or the suffix.
     return _PDF_MAGIC in head and (source.suffix == ".pdf" or bool(_NOT_TEXT.search(head)))
+
+
+def _is_headless_pdf(source: OpenFile) -> bool:
+    """Objects or the end of a PDF whose beginning was lost. A text may show both, so binary bytes
+    or the suffix have to say so, too."""
+    head, named = source.head, source.suffix == ".pdf"
+    if not named and b"endobj" not in head and not _CONTROL.search(head):
+        return False
+    seen = head + b"\n" + _end(source, _PDF_TAIL_BYTES)
+    if not named and len(set(_CONTROL.findall(seen))) < _COMPRESSED:
+        return False
+    objects = min(len(_PDF_OBJECT.findall(seen)), len(_PDF_OBJECT_END.findall(seen)))
+    return objects >= _FEW_OBJECTS or bool(_PDF_END.search(seen))
 
 
 def _as_utf8(head: bytes) -> bytes:
@@ -117,6 +139,6 @@ def _ole_kind(source: OpenFile) -> str:
     return "old Office document; save it as DOCX"
 
 
-def _end(source: OpenFile) -> bytes:
-    source.file.seek(max(0, source.size - _DIRECTORY_BYTES), os.SEEK_SET)
-    return source.file.read(_DIRECTORY_BYTES)
+def _end(source: OpenFile, count: int = _DIRECTORY_BYTES) -> bytes:
+    source.file.seek(max(0, source.size - count), os.SEEK_SET)
+    return source.file.read(count)

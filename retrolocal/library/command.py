@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..amounts import size_text
 from ..arguments import Parser, command_parser, parsed
 from ..errors import LibraryError, UsageError
 from ..measurement import facts_and_table, table
@@ -108,8 +109,6 @@ def _list(library: Library, arguments: argparse.Namespace) -> Facts:
 
 
 def _list_lines(facts: Facts) -> list[str]:
-    from .room import size_text
-
     if not facts["entries"] and not facts["problems"]:
         return ["The library is empty. Read a document into it: retrolocal ingest FILE"]
     rows = [
@@ -148,8 +147,6 @@ def _show(library: Library, arguments: argparse.Namespace) -> Facts:
 
 
 def _show_lines(facts: Facts) -> list[str]:
-    from .room import size_text
-
     times = {name: _moment(facts[name]) for name in ("created", "last_used")}
     documents = [
         {name: value for name, value in document.items() if name != "digest"}
@@ -172,8 +169,6 @@ def _verify(library: Library, arguments: argparse.Namespace) -> Facts:
 
 
 def _verify_lines(facts: Facts) -> list[str]:
-    from .room import size_text
-
     if facts["problems"]:
         return list(facts["problems"])
     what = "every byte is" if facts["deep"] else "headers and texts are"
@@ -203,8 +198,6 @@ def _cleaned(cleaned: Any) -> Facts:
 
 
 def _cleaned_lines(facts: Facts) -> list[str]:
-    from .room import size_text
-
     done = f"{facts['removed']}: removed; " if "removed" in facts else ""
     lines = [f"{done}{facts['files']} files deleted, {size_text(facts['bytes'])} freed"]
     if facts["in_use"]:

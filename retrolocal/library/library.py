@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
@@ -359,4 +360,8 @@ def _one_key(name: str, found: Sequence[Manifest], broken: Set[str] = frozenset(
 
 def _other_identity(name: str, saved: Identity, wanted: Identity) -> str:
     fields = ", ".join(map(str, differences(saved, wanted)))
-    return f"{name!r} was read with other settings: {fields}; go back to those, or ingest it again"
+    return (
+        f"{name!r} was read with other settings: {fields}; go back to those, or ingest its files "
+        "with the new ones under another --corpus name, or under this one after: retrolocal "
+        f"library rm {shlex.quote(name)}"
+    )

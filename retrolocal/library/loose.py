@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from ..amounts import told_apart
 from ..errors import DamagedError, LibraryError, SpaceError
 from . import canonical
 from .canonical import Json
 from .filesystem import DiskFileSystem
 from .manifest import TensorFile
 from .reading import map_file
-from .room import size_text
 from .segment import Segment
 from .tensor_file import PAD, Header, TensorSpec, decode_header, placed, read_header
 from .tensor_writing import file_bytes, write_tensors
@@ -53,7 +53,7 @@ def write_loose(
     try:
         needed, free = file_bytes(header), fs.free_bytes()
         if needed > free:
-            raise OSError(errno.ENOSPC, f"{size_text(needed)} needed, {size_text(free)} free")
+            raise OSError(errno.ENOSPC, "{} needed, {} free".format(*told_apart(needed, free)))
         with contextlib.suppress(FileNotFoundError):
             # Left by a program that was killed while it wrote.
             fs.unlink(scratch)

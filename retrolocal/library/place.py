@@ -29,20 +29,19 @@ _OURS = {_FORMAT, _TAG, WRITER, OPENING, *FOLDERS}
 
 
 def check_place(fs: FileSystem) -> bool:
-    """Whether there is a library; raises LibraryError for one that must not be used."""
+    """Whether there is a library; raises LibraryError for one that must not be used, and for a
+    folder of something else."""
     try:
         status = os.stat(fs.root)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise LibraryError(f"{fs.root} cannot be opened ({error.strerror})") from error
-    _check_private(fs.root, status)
-    try:
-        line = _read_format(fs)
-    except FileNotFoundError:
+    _check_own(fs.root, status)
+    line = _format_line(fs)
+    _check_private(fs.root, status, made=line is not None)
+    if line is None:
         return False
-    except OSError as error:
-        raise LibraryError(f"{fs.root}/{_FORMAT} cannot be read ({error})") from error
     known = _FORMAT_LINE.fullmatch(line)
     if known is None:
         raise LibraryError(
@@ -66,11 +65,6 @@ def make_place(fs: FileSystem) -> None:
     """Makes the library unless it is there; can be repeated. Raises LibraryError, OSError."""
     if check_place(fs):
         return
-    if fs.root.exists() and not set(fs.names("")) <= _OURS:
-        raise LibraryError(
-            f"{fs.root} is not empty and not a retrolocal library; give {library_setting()} an "
-            "empty or a new folder"
-        )
     for folder in ("", *FOLDERS):
         try:
             fs.make_folder(folder)
@@ -80,14 +74,23 @@ def make_place(fs: FileSystem) -> None:
     publish_bytes(fs, _FORMAT, f"retrolocal library {FORMAT}\n".encode())
 
 
-def _check_private(root: Path, status: os.stat_result) -> None:
+def _check_own(root: Path, status: os.stat_result) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise LibraryError(f"{root} is not a folder; give {library_setting()} a folder")
     if status.st_uid != os.geteuid():
         raise LibraryError(
             f"{root} belongs to another user; set {library_setting()} to a folder of your own"
         )
+
+
+def _check_private(root: Path, status: os.stat_result, *, made: bool) -> None:
+    """`made`: the folder is a library, not one that may become one."""
     mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077 and not made:
+        raise LibraryError(
+            f"{root} is open to other users (mode {mode:04o}), who could read documents from it; "
+            f"give {library_setting()} a new folder, which is made for you alone"
+        )
     if mode & 0o077:
         raise LibraryError(
             f"{root} is open to other users (mode {mode:04o}), and documents can be read from it; "
@@ -100,6 +103,30 @@ def _check_private(root: Path, status: os.stat_result) -> None:
             f"{above} can be written by all users (mode {shared:04o}), who could put another "
             f"library in the place of {root}; run: chmod o-w '{above}'"
         )
+
+
+def _format_line(fs: FileSystem) -> bytes | None:
+    """What FORMAT says; None in a folder that may become a library. Raises LibraryError."""
+    line = None
+    try:
+        line = _read_format(fs)
+        if _FORMAT_LINE.fullmatch(line):
+            return line
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise LibraryError(f"{fs.root}/{_FORMAT} cannot be read ({error})") from error
+    try:
+        names = set(fs.names(""))
+    except OSError as error:
+        raise LibraryError(f"{fs.root} cannot be read ({error.strerror})") from error
+    # With all its folders it is a library, whatever else was put there.
+    if names <= _OURS or (line is not None and names >= set(FOLDERS)):
+        return line
+    raise LibraryError(
+        f"{fs.root} is not empty and not a retrolocal library; give {library_setting()} an "
+        "empty or a new folder"
+    )
 
 
 def _read_format(fs: FileSystem) -> bytes:

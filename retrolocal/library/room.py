@@ -6,6 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from ..amounts import told_apart
 from ..errors import LibraryError, SpaceError
 from .filesystem import FileSystem
 
@@ -19,10 +20,8 @@ def require_space(fs: FileSystem, expected_bytes: int, what: str) -> None:
     free = fs.free_bytes()
     need = int(expected_bytes * SPARE)
     if need > free:
-        raise SpaceError(
-            f"{what} needs {size_text(need)} in {fs.root} and {size_text(free)} are free; "
-            f"{_ELSEWHERE}"
-        )
+        needed, there = told_apart(need, free)
+        raise SpaceError(f"{what} needs {needed} in {fs.root} and {there} are free; {_ELSEWHERE}")
 
 
 @contextlib.contextmanager
@@ -41,11 +40,3 @@ def saving(fs: FileSystem, what: str) -> Iterator[None]:
             f"{what} was not saved in {fs.root} ({error.strerror or error}); {kept}, repeat to "
             "continue"
         ) from error
-
-
-def size_text(count: int) -> str:
-    """`29.1 GiB`."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return f"{count} bytes"

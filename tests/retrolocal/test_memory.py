@@ -115,12 +115,16 @@ def test_what_goes_where() -> None:
     assert found(4 * GIB + needed.stored // 50) == Placement(0, needed.stored // 50)
     assert found(4 * GIB) is None
     with pytest.raises(MemoryLimitError, match=r"m with 9 tokens needs about 4\.1 GiB even with"):
-        placed(needed, Limit(4 * GIB, "--ram is 4.0"), GIB, model="m", tokens=9)
+        placed(needed, Limit(4 * GIB, "--ram is {}"), GIB, model="m", tokens=9)
+    close = Limit(GIB + needed.least - 1, "--ram is {}")
+    with pytest.raises(MemoryLimitError, match=r"about 4,380,866,641 b.*--ram is 4,380,866,640 b"):
+        placed(needed, close, GIB, model="m", tokens=9)
 
 
 def test_the_limit_is_what_was_given_or_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 4 * GIB)
-    assert limit(0, GIB) == Limit(5 * GIB, "4.0 GiB are free")
-    assert limit(3 * GIB, GIB) == Limit(3 * GIB, "--ram is 3.0")
+    assert limit(0, GIB) == Limit(5 * GIB, "{} are free", 4 * GIB)
+    assert limit(3 * GIB, GIB) == Limit(3 * GIB, "--ram is {}")
     assert [limit(ram, GIB).words for ram in (1, 2)] == ["--ram is 1 byte", "--ram is 2 bytes"]
-    assert limit(9 * GIB, GIB) == Limit(5 * GIB, "4.0 GiB are free")
+    assert limit(0, GIB).words == "4.0 GiB are free"
+    assert limit(9 * GIB, GIB) == Limit(5 * GIB, "{} are free", 4 * GIB)

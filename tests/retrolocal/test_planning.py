@@ -141,7 +141,7 @@ def test_a_refusal_names_the_plan_that_fits(
     model, config = read_config(tiny_model), SessionConfig(ctx_size=0)
     needed = needs(model, config, torch.float32, 0, kept=False, first=False)
     monkeypatch.setattr(memory, "available_bytes", lambda: needed.weights - 1)
-    with pytest.raises(MemoryLimitError, match=r"GiB are free.*; nothing of this model fits"):
+    with pytest.raises(MemoryLimitError, match=r"iB are free.*; nothing of this model fits"):
         load(str(tiny_model))
     tight = replace(planner(20).plan(1), available=0)
     assert "GiB" in planner(20).advice(200_000)
@@ -244,7 +244,7 @@ def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
     assert main(words) == 1
     said = capsys.readouterr().err
     assert re.match(r"retrolocal: not downloaded: org/model with 3,\d\d\d tokens", said)
-    assert "GiB are free: " in said
+    assert "iB are free: " in said
     assert said.count("\n") == 1
     monkeypatch.undo()
     own_cache(tmp_path, monkeypatch)

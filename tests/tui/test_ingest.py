@@ -8,16 +8,21 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retrolocal.cli import main
+from retrolocal.library import Library
 from retrolocal.memory import MemoryEstimate
 from retrolocal.room import Forecast
+from retrolocal.shelf import corpus_documents
 from retrolocal.tui.ingest import _expected, ready_line
 from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
+
+Captured = pytest.CaptureFixture[str]
 
 
 def test_a_pace_is_what_was_fitted() -> None:
@@ -129,6 +134,46 @@ def test_what_was_ingested_from_stdin_is_found_by_the_same_text(
     assert main([*words, "-n", "1"]) == 0
     read, total = re.findall(r"prompt (\d+) of (\d+)", capsys.readouterr().err)[0]
     assert int(read) < 50 < 500 < int(total)
+
+
+def remarks(paths: Sequence[Path], corpus: str, model: Path, capsys: Captured) -> list[str]:
+    """Of an `ingest` of these, before it begins to read."""
+    words = ["ingest", *map(str, paths), "--corpus", corpus, "-m", str(model), "--json"]
+    assert main(words) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    start = [event["event"] for event in events].index("start")
+    assert "remark" not in [event["event"] for event in events[start:]]
+    return [event["text"] for event in events[:start]]
+
+
+def test_a_file_that_changed_is_said_to_be_there_twice(
+    tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one", encoding="utf-8")
+    assert remarks([book], "my notes", tiny_model, capsys) == []
+    book.write_text("one, two", encoding="utf-8")
+    assert remarks([book], "my notes", tiny_model, capsys) == [
+        "book.txt: my notes has an older text of this name, and both will be in it; for the new "
+        "one alone: retrolocal library rm 'my notes', then ingest all of its files again"
+    ]
+    assert [document.name for document in corpus_documents(Library(), "my notes")] == [
+        "book.txt",
+        "book.txt",
+    ]
+    assert remarks([book], "my notes", tiny_model, capsys) == ["book.txt is there already"]
+
+
+def test_of_many_files_that_are_there_a_few_are_named(
+    tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02}.txt").write_text("all alike", encoding="utf-8")
+    assert remarks([folder], "many", tiny_model, capsys) == [
+        "folder/01.txt, folder/02.txt, folder/03.txt, folder/04.txt and 15 more are there already"
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 256])

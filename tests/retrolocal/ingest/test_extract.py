@@ -83,6 +83,29 @@ def test_junk_before_the_pdf(write_pdf: WritePdf) -> None:
     assert read_document(path).text == LINE
 
 
+@pytest.mark.parametrize("suffix", [".pdf", ".txt"])
+@pytest.mark.parametrize("cut", ["beginning", "both ends"])
+def test_a_pdf_without_its_beginning_is_no_text(
+    make_pdf: Callable[..., bytes], tmp_path: Path, suffix: str, cut: str
+) -> None:
+    whole = make_pdf([LINE, LINE])
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(whole[20:] if cut == "beginning" else whole[20:].partition(b"xref")[0])
+    assert refusal(path) == (
+        "is a damaged PDF (truncated or overwritten); get it again or repair it"
+    )
+
+
+def test_a_text_that_shows_a_pdf_is_text(make_pdf: Callable[..., bytes], tmp_path: Path) -> None:
+    readable = re.sub(rb"[\x00-\x08\x0e-\x1f]", b".", make_pdf([LINE, LINE]))
+    shown = readable.decode("ascii").replace("%PDF-1.4", "The file:")
+    path = tmp_path / "a.txt"
+    path.write_text(f"How a PDF is made.\x02 \u201cObjects\u201d are numbered.\n{shown}")
+    assert LINE in read_document(path).text
+    path.write_text(f"{LINE} A PDF ends with startxref, a number and %%EOF; objects with endobj.")
+    assert read_document(path).text.startswith(LINE)
+
+
 @pytest.mark.parametrize("content", [LINE, None], ids=["text", "pdf"])
 def test_stdin(
     content: str | None, make_pdf: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch

@@ -222,6 +222,10 @@ def test_another_identity_is_refused_by_the_name_of_the_field(
     with pytest.raises(IdentityError) as caught:
         library.open("shelf", wanted)
     assert f"{field} (saved " in str(caught.value)
+    assert str(caught.value).endswith(
+        "; go back to those, or ingest its files with the new ones under another --corpus name, or "
+        "under this one after: retrolocal library rm shelf"
+    )
     assert "\n" not in str(caught.value)
     assert sample.find(library, single, wanted) is None
     files = [FileId(single.texts[0].digest, "text 1")]

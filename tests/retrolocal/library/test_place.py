@@ -79,6 +79,42 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, sample: Module
         sample.Book().ingest(Library(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777])
+def test_a_folder_of_something_else_is_no_empty_library(
+    tmp_path: Path, sample: ModuleType, mode: int
+) -> None:
+    library = Library(tmp_path)
+    tmp_path.chmod(mode)
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "tmp").mkdir()
+    uses = (
+        library.catalogue,
+        library.collect,
+        lambda: library.open("x"),
+        lambda: library.remove("x"),
+        lambda: library.verify("x"),
+        lambda: library.longest_prefix(sample.IDENTITY, [1, 2]),
+        lambda: sample.Book().ingest(library),
+    )
+    for use in uses:
+        with pytest.raises(LibraryError, match="is not empty and not a retrolocal library; give"):
+            use()
+    (tmp_path / "FORMAT").write_text("EPUB 3\n")
+    with pytest.raises(LibraryError, match="is not empty and not a retrolocal library"):
+        library.catalogue()
+    assert tmp_path.stat().st_mode & 0o7777 == mode
+
+
+def test_an_empty_folder_that_others_can_read_is_not_to_be_changed(
+    tmp_path: Path, sample: ModuleType
+) -> None:
+    library = Library(tmp_path)
+    tmp_path.chmod(0o1777)
+    for use in (library.catalogue, lambda: sample.Book().ingest(library)):
+        with pytest.raises(LibraryError, match=r"open to other users .*; give .* a new folder"):
+            use()
+
+
 def test_a_folder_half_made_is_finished(tmp_path: Path, sample: ModuleType) -> None:
     root = tmp_path / "library"
     for folder in (root, root / "tmp", root / "entries"):
