@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import ModelError
 from .name import HubName
 from .refusals import said_plainly
+from .variables import require_library
 
 COMMIT = re.compile("[0-9a-f]{40}")
 SINGLE = "model.safetensors"
@@ -51,6 +52,7 @@ class CacheContents:
 
 def is_offline() -> bool:
     """Whether the environment forbids the network (HF_HUB_OFFLINE)."""
+    require_library()
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -58,6 +60,7 @@ def is_offline() -> bool:
 
 def cache_folder() -> Path:
     """Where downloaded models are kept."""
+    require_library()
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -70,6 +73,7 @@ def repository_folder(name: HubName) -> Path:
 
 def cached(name: HubName) -> Path | None:
     """The snapshot of a model in the cache, if all of it is there. Raises ModelError."""
+    require_library()
     from huggingface_hub import try_to_load_from_cache
 
     with said_plainly(name):
@@ -138,6 +142,7 @@ def record_revision(name: HubName, commit: str) -> None:
 
 def contents() -> CacheContents:
     """Every snapshot of every model in the cache, those used last first."""
+    require_library()
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     folder = cache_folder()
@@ -170,6 +175,7 @@ def remove(name: HubName) -> tuple[tuple[str, ...], int]:
 
     What other revisions share stays. Raises ModelError when there is none.
     """
+    require_library()
     from huggingface_hub import scan_cache_dir
 
     here = [one for one in contents().models if one.model == name.model]

@@ -33,7 +33,8 @@ from .cache import (
     repository_folder,
 )
 from .name import HubName
-from .refusals import nonsense, said_plainly
+from .refusals import nonsense, require_token, said_plainly
+from .variables import require_network
 
 Received = Callable[[int, int], None]
 """Takes the bytes that are here and all that are to come; what it raises ends the download."""
@@ -100,12 +101,15 @@ class Download:
 def ask(name: HubName) -> Download:
     """What the Hub has of a model. Uses the network.
 
-    Raises DownloadError, also for a model that lacks what this program reads.
+    Raises DownloadError, also for a model that lacks what this program reads, and UsageError for
+    variables that no connection can be opened with.
     """
+    require_network()
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     with said_plainly(name), _quiet():
+        require_token()
         api = HfApi()
         commit = api.model_info(name.model, revision=name.revision).sha
         if commit is None or not COMMIT.fullmatch(commit):

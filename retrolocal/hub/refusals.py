@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..config import hub_token_variable
-from ..errors import DownloadError, ModelError
+from ..errors import DownloadError, ModelError, UsageError
 from .name import OTHERWISE, HubName
+from .variables import require_library
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = "what is complete is kept"
@@ -20,6 +21,7 @@ PUBLIC_HUB = "https://huggingface.co"
 @contextmanager
 def said_plainly(name: HubName) -> Iterator[None]:
     """What the Hub's client raises becomes a ModelError that says what to do."""
+    require_library()
     from huggingface_hub import errors
 
     # The base of the HTTP library's errors, whichever library this version of the Hub client uses.
@@ -56,6 +58,24 @@ def nonsense(name: HubName, what: str) -> DownloadError:
 def reason(error: BaseException) -> str:
     """What an exception says, for the middle of a message."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def require_token() -> None:
+    """Raises UsageError for a token that cannot be read, or that no request can carry."""
+    from huggingface_hub import constants
+
+    try:
+        token = _token()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the token in {constants.HF_TOKEN_PATH} cannot be read ({reason(error)}); run `hf auth"
+            " login`"
+        ) from error
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise UsageError(
+            f"the token{_token_source()} holds characters that no token has; correct it, or run "
+            "`hf auth login`"
+        )
 
 
 def _refused(name: HubName, error: BaseException, http_error: type[Exception]) -> DownloadError:
