@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelError
+from ..files import open_regular
 from .name import HubName
 from .refusals import said_plainly
 from .variables import require_library
@@ -105,7 +106,7 @@ def index_shards(index: Path) -> list[str]:
 
     Only plain names of safetensors files are taken: nothing outside the folder.
     """
-    with index.open("rb") as file:
+    with open_regular(index) as file:
         data = file.read(MAX_INDEX_BYTES + 1)
     try:
         if len(data) > MAX_INDEX_BYTES:
