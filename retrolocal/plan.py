@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,8 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     found = locate_model(name, revision=config.revision, offline=config.offline)
     folder = found if isinstance(found, Path) else fetch_settings(found)
     if folder is not found:
-        check_usable(folder)
+        ram = 0 if config.device == "cuda" else ram_bytes(arguments)
+        check_usable(folder, replace(config, ram=ram))
     model = read_config(folder)
     tokens = arguments.tokens or len(head_of(folder, _documents(arguments)).ids)
     if tokens > model.max_positions:

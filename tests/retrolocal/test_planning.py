@@ -259,6 +259,26 @@ def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_what_is_recommended_fits_the_same_limits(
+    hub: FakeHub, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.default_model.machine_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 16 * GIB)
+    words = ["chat", "-m", "org/model", "-p", "x", "-q", "--device", "cpu"]
+    assert main([*words, "--ram", "20M"]) == 1
+    assert "could be" not in capsys.readouterr().err
+    config = json.loads(hub.files["config.json"]) | {"model_type": "mamba"}
+    hub.files["config.json"] = json.dumps(config).encode()
+    hub.revisions["main"] = "b" * 40
+    assert main([*words, "--ram", "4G"]) == 1
+    assert "Qwen/Qwen2.5-0.5B-Instruct could be" in capsys.readouterr().err
+    plan = ["plan", "-m", "org/model", "--tokens", "5", "--device", "cpu"]
+    assert main([*plan, "--ram", "100M"]) == 1
+    assert "could be" not in capsys.readouterr().err
+    assert main(plan) == 1
+    assert "HuggingFaceTB/SmolLM3-3B could be" in capsys.readouterr().err
+
+
 def test_without_a_model_it_shows_those_worth_trying(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
