@@ -171,6 +171,16 @@ def contents() -> CacheContents:
     return CacheContents(folder=folder, models=tuple(models), problems=problems)
 
 
+def matching(name: HubName) -> list[CachedModel]:
+    """The snapshots that a name means: all of a model, or those of one revision."""
+    return [
+        one
+        for one in contents().models
+        if one.model == name.model
+        and (name.revision is None or name.revision in (one.commit, *one.revisions))
+    ]
+
+
 def remove(name: HubName) -> tuple[tuple[str, ...], int]:
     """Removes a model, or one revision of it; its commits and the bytes that were freed.
 
@@ -179,12 +189,7 @@ def remove(name: HubName) -> tuple[tuple[str, ...], int]:
     require_library()
     from huggingface_hub import scan_cache_dir
 
-    here = [one for one in contents().models if one.model == name.model]
-    commits = tuple(
-        one.commit
-        for one in here
-        if name.revision is None or name.revision in (one.commit, *one.revisions)
-    )
+    commits = tuple(one.commit for one in matching(name))
     if not commits:
         raise ModelError(f"{name} is not in {cache_folder()}; see retrolocal list")
     with said_plainly(name):
