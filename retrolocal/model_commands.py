@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .amounts import size
 from .arguments import Parser, command_parser, parsed
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .measurement import facts_and_table, table
 from .report import Report
 from .settings import apply_settings
@@ -60,7 +60,11 @@ def parser_of(name: str) -> Parser:
 def run(name: str, words: Sequence[str]) -> int:
     """Runs `retrolocal NAME WORDS...` and returns the exit code; raises RetrolocalError."""
     arguments = parsed(parser_of(name), words, apply_settings)
-    return 0 if arguments is None else COMMANDS[name].run(arguments)
+    if arguments is None:
+        return 0
+    if COMMANDS[name].takes_name and not arguments.model.strip():
+        raise UsageError(f"MODEL is empty; see retrolocal {name} --help")
+    return COMMANDS[name].run(arguments)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -192,9 +192,14 @@ def remove(name: HubName) -> tuple[tuple[str, ...], int]:
     commits = tuple(one.commit for one in matching(name))
     if not commits:
         raise ModelError(f"{name} is not in {cache_folder()}; see retrolocal list")
-    with said_plainly(name):
+    try:
         strategy = scan_cache_dir(cache_folder()).delete_revisions(*commits)
         strategy.execute()
+    except OSError as error:
+        raise ModelError(
+            f"{name} could not be removed ({error.strerror or error}: {error.filename or ''}); "
+            "check who may write there, or set HF_HOME to another folder"
+        ) from error
     left = [one for one in contents().models if one.commit in commits and one.model == name.model]
     if left:
         raise ModelError(f"{left[0].folder} could not be removed; check who may write there")

@@ -247,6 +247,8 @@ def test_rm_takes_quantised_copies_along(
         (["pull", "builtin"], 1),
         (["pull", "a/b@x", "--revision", "y"], 2),
         (["rm"], 2),
+        (["rm", " "], 2),
+        (["show", ""], 2),
         (["rm", "builtin"], 1),
         (["show", "./nowhere"], 1),
         (["show"], 2),
