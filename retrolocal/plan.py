@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .amounts import size as amount
 from .arguments import command_parser, parsed, size
 from .config import SessionConfig, require_model
 from .errors import UsageError
@@ -35,6 +36,7 @@ from .shared_options import (
 if TYPE_CHECKING:
     import torch
 
+    from .hub import DiskRoom
     from .ingest.document import Document
     from .models.config import ModelConfig
     from .planning import Plan, Planner
@@ -53,6 +55,13 @@ class Answer:
     """... and then the longest text that would."""
     there: str
     """Where the limit comes from."""
+    download: DiskRoom | None
+    """None for a model that is on this machine."""
+
+    @property
+    def fits(self) -> bool:
+        """Also on the disk, where it has to be downloaded first."""
+        return self.asked.fits and not (self.download and self.download.lacking)
 
 
 def plan(words: Sequence[str]) -> int:
@@ -71,7 +80,7 @@ def plan(words: Sequence[str]) -> int:
         print(json.dumps(facts(answer)))
     else:
         print("\n".join(lines(answer)))
-    return 0 if answer.asked.fits else 1
+    return 0 if answer.fits else 1
 
 
 def plan_parser() -> argparse.ArgumentParser:
@@ -152,7 +161,7 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     from .errors import ContextError
     from .fetching import check_usable
     from .fit_check import declared, head_of
-    from .hub import fetch_settings, locate_model
+    from .hub import disk_room, fetch_settings, locate_model
     from .models.checkpoint import INDEX, SINGLE
     from .models.config import read_config
     from .models.weights import checkpoint_dtype
@@ -179,12 +188,17 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     asked = planner.plan(tokens)
     best = planner.best(tokens)
     longest = planner.longest() if best is None else None
-    return Answer(asked=asked, best=best, longest=longest, there=there)
+    download = None if isinstance(found, Path) else disk_room(found)
+    return Answer(asked=asked, best=best, longest=longest, there=there, download=download)
 
 
 def facts(answer: Answer) -> dict[str, Any]:
     """The answer as JSON."""
+    room = answer.download
     return answer.asked.facts() | {
+        "fits": answer.fits,
+        "download_bytes": 0 if room is None else room.needed,
+        "download_free_bytes": None if room is None else room.free,
         "best": None if answer.best is None else answer.best.facts(),
         "longest": None if answer.longest is None else answer.longest.facts(),
     }
@@ -211,6 +225,10 @@ def lines(answer: Answer) -> list[str]:
         f"  {'peak, loading':<14}{_gib(asked.loading_peak)}",
         f"  {'peak, reading':<14}{_gib(asked.prefill_peak)}   of {answer.there}",
     ]
+    room = answer.download
+    if room is not None:
+        into = f"into {room.folder}, {amount(room.free)} free"
+        words.append(f"  {'download':<14}{amount(room.needed):>12}   {into}")
     if asked.prefill_seconds is not None and asked.decode_seconds is not None:
         words.append(
             f"  {'time':<14}about {_duration(asked.prefill_seconds)} to read the text, then "
@@ -224,7 +242,12 @@ def _place(asked: Plan) -> str:
 
 
 def _verdict(answer: Answer) -> str:
-    asked, best = answer.asked, answer.best
+    asked, best, room = answer.asked, answer.best, answer.download
+    if room is not None and room.lacking:
+        return (
+            f"It does not fit on the disk of {room.folder}; make room for {amount(room.lacking)} "
+            "more, or set HF_HOME to another disk."
+        )
     if asked.store_in == "memory":
         return "It fits."
     kept = "It fits with its keys and values in a file" if asked.fits else "It does not fit"

@@ -197,14 +197,32 @@ def _what_it_is(files: dict[str, HubFile]) -> str:
     return "it holds no language model in Hugging Face's format; choose another"
 
 
-def _require_room(download: Download) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRoom:
+    """What a download takes where models are kept, and what is free there."""
+
+    folder: Path
+    needed: int
+    free: int
+
+    @property
+    def lacking(self) -> int:
+        return max(0, self.needed - self.free)
+
+
+def disk_room(download: Download) -> DiskRoom:
+    """Of what is missing now."""
     folder = cache_folder()
     needed = int(download.missing_bytes * SPARE)
-    free = disk_free(folder)
-    if needed > free:
+    return DiskRoom(folder=folder, needed=needed, free=disk_free(folder))
+
+
+def _require_room(download: Download) -> None:
+    room = disk_room(download)
+    if room.lacking:
         raise DownloadError(
-            f"{download.name} needs {size(needed)} in {folder} and {size(free)} are free; make room"
-            f" for {size(needed - free)} more, or set HF_HOME to another disk"
+            f"{download.name} needs {size(room.needed)} in {room.folder} and {size(room.free)} are"
+            f" free; make room for {size(room.lacking)} more, or set HF_HOME to another disk"
         )
 
 

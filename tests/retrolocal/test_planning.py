@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +210,29 @@ def test_a_plan_fetches_no_weights(hub: FakeHub, capsys: Captured, tmp_path: Pat
     assert main(["pull", "org/model", "-q"]) == 0
     assert main(["plan", "-m", "org/model", "-f", "a.txt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == planned["weights"]
+
+
+@pytest.mark.usefixtures("rates")
+def test_what_has_to_be_downloaded_has_to_fit_on_the_disk(
+    hub: FakeHub, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["plan", "-m", "org/model", "--tokens", "9"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"  download +\S+ kB   into {tmp_path / 'hub'}, .* free\n", said)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10_000))
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert f"into {tmp_path / 'hub'}, 10.0 kB free" in said
+    assert "It does not fit on the disk of" in said.splitlines()[-1]
+    assert main([*words, "--json"]) == 1
+    planned = json.loads(capsys.readouterr().out)
+    assert not planned["fits"]
+    assert planned["download_bytes"] >= len(hub.files["model.safetensors"])
+    assert planned["download_free_bytes"] == 10_000
+    assert main(["plan", "-m", "builtin", "--tokens", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["download_bytes"] == 0
 
 
 @pytest.mark.usefixtures("rates")
