@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .planning import Plan, Planner
 
 GIB = 1 << 30
+MANY_CHARACTERS = 4_000_000
+"""Of a text whose tokens take seconds to count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +177,13 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
         ram = 0 if config.device == "cuda" else ram_bytes(arguments)
         check_usable(folder, replace(config, ram=ram))
     model = read_config(folder)
-    tokens = arguments.tokens or len(head_of(folder, _documents(arguments)).ids)
+    tokens = arguments.tokens
+    if tokens is None:
+        documents = _documents(arguments)
+        characters = sum(len(document.text) for document in documents)
+        if characters >= MANY_CHARACTERS:
+            _tell(f"counting the tokens of {characters:,} characters")
+        tokens = len(head_of(folder, documents).ids)
     if tokens > model.max_positions:
         raise ContextError(
             f"the text has {tokens:,} tokens and {name} has positions for "
@@ -298,7 +306,7 @@ def _planner(
         device.type,
         there=there,
         program=0 if device.type == "cuda" else program,
-        rates=machine(device, dtype) if here else None,
+        rates=machine(device, dtype, _tell) if here else None,
     )
     return planner, there.words
 
@@ -306,11 +314,12 @@ def _planner(
 def _documents(arguments: argparse.Namespace) -> list[Document]:
     from .ingest import given_once, read_document
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
-
     options = asdict(extraction(arguments))
-    return [read_document(file, **options) for file in given_once(arguments.file, tell)]
+    return [read_document(file, **options) for file in given_once(arguments.file, _tell)]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _gib(size_in_bytes: int) -> str:

@@ -19,7 +19,7 @@ from fake_hub import FakeHub, own_cache, point_at
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
-from retrolocal import load, machine, memory, remembered
+from retrolocal import load, machine, memory, plan, remembered
 from retrolocal.cli import main
 from retrolocal.config import CacheKind, SessionConfig, WaveConfig
 from retrolocal.errors import MemoryLimitError
@@ -153,7 +153,7 @@ def test_a_refusal_names_the_plan_that_fits(
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "machine", lambda device, dtype: RATES)
+    monkeypatch.setattr(machine, "machine", lambda device, dtype, tell: RATES)
 
 
 @pytest.mark.usefixtures("rates")
@@ -210,6 +210,21 @@ def test_a_plan_fetches_no_weights(hub: FakeHub, capsys: Captured, tmp_path: Pat
     assert main(["pull", "org/model", "-q"]) == 0
     assert main(["plan", "-m", "org/model", "-f", "a.txt", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == planned["weights"]
+
+
+@pytest.mark.usefixtures("rates")
+def test_what_takes_long_is_said_before(
+    tiny_model: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("abcd")
+    words = ["plan", "-m", str(tiny_model), "-f", str(file)]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(plan, "MANY_CHARACTERS", 4)
+    monkeypatch.setattr(machine, "machine", lambda device, dtype, tell: tell("measuring") or RATES)
+    assert main(words) == 0
+    assert capsys.readouterr().err == "counting the tokens of 4 characters\nmeasuring\n"
 
 
 @pytest.mark.usefixtures("rates")
@@ -297,10 +312,10 @@ def test_what_is_recommended_fits_the_same_limits(
     hub.revisions["main"] = "b" * 40
     assert main([*words, "--ram", "4G"]) == 1
     assert "Qwen/Qwen2.5-0.5B-Instruct could be" in capsys.readouterr().err
-    plan = ["plan", "-m", "org/model", "--tokens", "5", "--device", "cpu"]
-    assert main([*plan, "--ram", "100M"]) == 1
+    planned = ["plan", "-m", "org/model", "--tokens", "5", "--device", "cpu"]
+    assert main([*planned, "--ram", "100M"]) == 1
     assert "could be" not in capsys.readouterr().err
-    assert main(plan) == 1
+    assert main(planned) == 1
     assert "HuggingFaceTB/SmolLM3-3B could be" in capsys.readouterr().err
 
 
@@ -361,10 +376,13 @@ def test_what_fits_nowhere_is_not_in_nowhere(tiny_model: Path, capsys: Captured)
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(machine, "ROWS", 128)
-    one = machine.machine(torch.device("cpu"), torch.bfloat16)
+    told: list[str] = []
+    one = machine.machine(torch.device("cpu"), torch.bfloat16, told.append)
     assert min(vars_of(one)) > 0
+    assert told == ["measuring this machine, once: about a minute"]
     monkeypatch.setattr(machine, "_measured", lambda *given: pytest.fail("measured again"))
-    assert machine.machine(torch.device("cpu"), torch.bfloat16) == one
+    assert machine.machine(torch.device("cpu"), torch.bfloat16, told.append) == one
+    assert len(told) == 1
 
 
 def test_where_there_is_no_room_they_are_measured_each_time(
