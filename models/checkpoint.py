@@ -7,12 +7,14 @@ file before anything is mapped. Knows no torch and no model.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import WeightsError
-from .json_reader import GIT_LFS, JsonReader, listed, parse_json, read_json, shown
+from ..files import GIT_LFS, open_regular, stand_in
+from .json_reader import JsonReader, listed, parse_json, read_json, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,9 +47,11 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
     Raises WeightsError for a folder without safetensors, a missing shard and a damaged file.
     """
-    if (folder / SINGLE).exists():
+    # A link that leads nowhere is told as one, unless the index says where the weights are.
+    names_one, names_many = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
+    if (folder / SINGLE).exists() or (names_one and not names_many):
         return read_header(folder / SINGLE)
-    if not (folder / INDEX).exists():
+    if not names_many:
         raise WeightsError(_without_safetensors(folder))
     placed = _weight_map(read_json(folder / INDEX, WeightsError))
     files = sorted(set(placed.values()))
@@ -75,8 +79,8 @@ def checkpoint_bytes(folder: Path) -> int:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Name -> tensor of one safetensors file; raises WeightsError."""
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             beginning = file.read(len(GIT_LFS))
             length = _header_length(path, size, beginning)
             file.seek(_LENGTH.size)
@@ -92,12 +96,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _header_length(path: Path, size: int, beginning: bytes) -> int:
     if size == 0:
         raise WeightsError(f"{path}: is empty; download it again")
-    if beginning.startswith(GIT_LFS):
-        raise WeightsError(
-            f"{path}: a Git LFS pointer, not the weights; download the file itself (git lfs pull)"
-        )
-    if beginning.lstrip().startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
-        raise WeightsError(f"{path}: a web page, not weights; download it again")
+    other = stand_in(beginning)
+    if other is not None:
+        raise WeightsError(f"{path}: {other}")
     if size < _LENGTH.size:
         raise WeightsError(f"{path}: {size} bytes, too short for safetensors; download it again")
     (length,) = _LENGTH.unpack(beginning[: _LENGTH.size])

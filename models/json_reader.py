@@ -12,18 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import ModelError
+from ..files import open_regular, stand_in
 
 MAX_BYTES = 64 << 20
 """Larger files than this are not metadata."""
-
-GIT_LFS = b"version https://git-lfs"
-"""How the small text file begins that stands where a large file was not downloaded."""
 
 
 def read_json(path: Path, error: type[ModelError]) -> JsonReader:
     """The JSON object in a file; raises `error` with one line when there is none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
@@ -34,8 +32,9 @@ def read_json(path: Path, error: type[ModelError]) -> JsonReader:
 
 def parse_json(content: bytes, path: Path, error: type[ModelError]) -> JsonReader:
     """The JSON object that these bytes of `path` spell."""
-    if content.startswith(GIT_LFS):
-        raise error(f"{path}: a Git LFS pointer, not the file itself; download it (git lfs pull)")
+    other = stand_in(content)
+    if other is not None:
+        raise error(f"{path}: {other}")
     try:
         values = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:

@@ -51,11 +51,17 @@ def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
     return DefaultModel(BUILTIN, f"{note})")
 
 
-def fitting(*, gpu_bytes: int | None = None) -> list[Recommendation]:
-    """Recommended models that this machine holds with a long text, the best first."""
+def fitting(
+    *, memory_bytes: int | None = None, gpu_bytes: int | None = None
+) -> list[Recommendation]:
+    """Recommended models that this machine holds with a long text, the best first.
+
+    `memory_bytes` are those that may be taken of it where something says so.
+    """
+    usual = int(machine_bytes() * SHARE)
     return list(
         that_fit(
-            int(machine_bytes() * SHARE),
+            usual if memory_bytes is None else min(usual, memory_bytes),
             gpu_bytes=None if gpu_bytes is None else int(gpu_bytes * SHARE),
         )
     )

@@ -226,10 +226,18 @@ def _folder(name: str, folder: Path, otherwise: str) -> Line:
 
 
 def _hub(offline: bool) -> Line:
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+    from .errors import UsageError
+    from .hub.variables import require_library, require_network
 
-    if offline or HF_HUB_OFFLINE:
-        return Line("hub", "ok", f"offline as asked; models are in {HF_HUB_CACHE}")
+    try:
+        require_library()
+        from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+
+        if offline or HF_HUB_OFFLINE:
+            return Line("hub", "ok", f"offline as asked; models are in {HF_HUB_CACHE}")
+        require_network()
+    except UsageError as error:
+        return Line("hub", "problem", str(error), "-m with a folder or builtin works")
     request = urllib.request.Request(ENDPOINT, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=HUB_SECONDS):

@@ -13,10 +13,11 @@ from .config import SessionConfig
 from .default_model import fitting
 from .errors import ConfigError, Interrupted, MemoryLimitError
 from .hub import Download, cache_folder, fetch, locate_model, shadow_note
-from .memory import machine_bytes
+from .memory import GIB, limit, machine_bytes, resident_bytes
 from .models.config import read_config
 from .pace import Pace
 from .paths import disk_free
+from .recommended import Recommendation
 from .report import Report
 
 if TYPE_CHECKING:
@@ -78,13 +79,16 @@ def fetch_told(
     return folder
 
 
-def check_usable(folder: Path) -> None:
-    """Refuses a model by its config.json, with one that could be used; raises ConfigError."""
+def check_usable(folder: Path, config: SessionConfig | None = None) -> None:
+    """Refuses a model by its config.json; raises ConfigError.
+
+    It names one that could be used: here, and with the limits of `config` where one is given.
+    """
     try:
         read_config(folder)
     except ConfigError as error:
         reason = str(error).removeprefix(f"{folder}/")
-        raise ConfigError(f"this model cannot be used: {reason}{_instead()}") from error
+        raise ConfigError(f"this model cannot be used: {reason}{_instead(config)}") from error
 
 
 def usable_with(
@@ -96,18 +100,30 @@ def usable_with(
         # Not for `pull`, which does not compute.
         from .fit_check import require_fit
 
-        check_usable(folder)
+        check_usable(folder, config)
         try:
             require_fit(name, folder, config, documents)
         except MemoryLimitError as error:
-            raise MemoryLimitError(f"not downloaded: {error}{_instead()}") from error
+            raise MemoryLimitError(f"not downloaded: {error}{_instead(config)}") from error
 
     return check
 
 
-def _instead() -> str:
-    better = next((one.model for one in fitting() if not one.gated), None)
+def _instead(config: SessionConfig | None = None) -> str:
+    found = fitting() if config is None else _fitting_within(config)
+    better = next((one.model for one in found if not one.gated), None)
     return "" if better is None else f"; {better} could be"
+
+
+def _fitting_within(config: SessionConfig) -> list[Recommendation]:
+    """Recommended models that fit into what `--ram`, `--vram` and other programs leave."""
+    # Whoever has a limit is about to compute, and needs PyTorch anyway.
+    from .device import gpu_bytes
+
+    gpu = gpu_bytes(config)
+    if gpu is not None and config.vram is not None:
+        gpu = min(gpu, int(config.vram * GIB))
+    return fitting(memory_bytes=limit(config.ram, resident_bytes()).bytes, gpu_bytes=gpu)
 
 
 def _announce(download: Download, report: Report) -> None:

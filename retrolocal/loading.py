@@ -13,9 +13,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from .config import Quant
 from .errors import WeightsError
 from .library import file_digests
 from .models.checkpoint import checkpoint_bytes, read_checkpoint
@@ -24,7 +26,7 @@ from .models.decoder import Decoder
 from .models.quantised import weight_bytes
 from .models.quantised_file import FORMAT, read_quantised, write_quantised
 from .models.weights import load_decoder
-from .paths import cache_dir, disk_free
+from .paths import disk_free, quantised_dir
 
 MARGIN = 1 << 30
 """Bytes that are left free on the disk."""
@@ -70,11 +72,18 @@ def quantised_file(folder: Path, dtype: torch.dtype, quant: str) -> Path:
         "dtype": str(dtype).removeprefix("torch."),
     }
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    return quantised_folder() / f"{name}.safetensors"
+    return quantised_dir() / f"{name}.safetensors"
 
 
-def quantised_folder() -> Path:
-    return cache_dir() / "quantised"
+def quantised_copies(folder: Path) -> set[Path]:
+    """All quantised weights of `folder` that are kept. Raises ModelError for damaged weights."""
+    names = (
+        quantised_file(folder, dtype, quant)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for quant in get_args(Quant)
+        if quant != "none"
+    )
+    return {name for name in names if name.is_file()}
 
 
 def weights_identity(folder: Path, quant: str) -> dict[str, str]:

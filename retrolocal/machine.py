@@ -76,11 +76,16 @@ class Machine:
         return {"int8": self.int8_bytes, "int4": self.int4_bytes}.get(quant, self.weight_bytes)
 
 
-def machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measured now, or on an earlier day."""
+def machine(
+    device: torch.device,
+    dtype: torch.dtype,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Machine:
+    """Measured now, which `tell` is told before, or on an earlier day."""
     key, names = _key(device, dtype), {field.name for field in fields(Machine)}
     rates = remembered(FILE, names).get(key, {})
     if not rates or not all(isinstance(rate, float) and rate > 0 for rate in rates.values()):
+        tell("measuring this machine, once: about a minute")
         rates = asdict(_measured(device, dtype))
         remember(FILE, key, rates)
     return Machine(**rates)

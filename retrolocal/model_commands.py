@@ -7,16 +7,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .amounts import size
 from .arguments import Parser, command_parser, parsed
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .measurement import facts_and_table, table
 from .report import Report
 from .settings import apply_settings
+
+if TYPE_CHECKING:
+    from .hub.cache import CachedModel
 
 Facts = dict[str, Any]
 READY, INCOMPLETE, UNUSABLE = "ready", "incomplete", "unusable"
@@ -56,7 +60,11 @@ def parser_of(name: str) -> Parser:
 def run(name: str, words: Sequence[str]) -> int:
     """Runs `retrolocal NAME WORDS...` and returns the exit code; raises RetrolocalError."""
     arguments = parsed(parser_of(name), words, apply_settings)
-    return 0 if arguments is None else COMMANDS[name].run(arguments)
+    if arguments is None:
+        return 0
+    if COMMANDS[name].takes_name and not arguments.model.strip():
+        raise UsageError(f"MODEL is empty; see retrolocal {name} --help")
+    return COMMANDS[name].run(arguments)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
@@ -191,13 +199,52 @@ class _NoTokens:
 
 def _remove(arguments: argparse.Namespace) -> int:
     from .hub import hub_name
-    from .hub.cache import remove
+    from .hub.cache import matching, remove
 
     name = hub_name(arguments.model, arguments.revision)
+    copies = _quantised_copies(matching(name))
     commits, freed = remove(name)
-    facts = {"removed": str(name), "commits": list(commits), "bytes": freed}
-    _show_facts(arguments, facts, [f"{name}: removed, {size(freed)} freed"])
+    # Another revision may have the same weights.
+    copies -= _quantised_copies(matching(replace(name, revision=None)))
+    quantised = sum(_unlinked(copy) for copy in copies)
+    facts = {
+        "removed": str(name),
+        "commits": list(commits),
+        "bytes": freed + quantised,
+        "quantised_bytes": quantised,
+    }
+    line = f"{name}: removed, {size(freed + quantised)} freed"
+    line += f", {size(quantised)} of it quantised copies" if quantised else ""
+    _show_facts(arguments, facts, [line])
     return 0
+
+
+def _quantised_copies(snapshots: Sequence[CachedModel]) -> set[Path]:
+    """What is kept in the cache directory of the weights of these."""
+    from .paths import quantised_dir
+
+    folder, found = quantised_dir(), set()
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return set()
+    from .loading import quantised_copies
+
+    for one in snapshots:
+        # Of weights that cannot be read nothing can have been quantised lately.
+        with suppress(ModelError):
+            found |= quantised_copies(one.folder)
+    return found
+
+
+def _unlinked(file: Path) -> int:
+    """Bytes that are free now; one that is removed already, by whomever, frees none."""
+    try:
+        freed = file.stat().st_size
+        file.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise ModelError(f"{file} cannot be removed ({error.strerror}); remove it") from error
+    return freed
 
 
 def _show_facts(arguments: argparse.Namespace, facts: Facts, lines: Sequence[str]) -> None:
@@ -233,7 +280,8 @@ COMMANDS = {
     "rm": Command(
         summary="remove a model from the Hugging Face cache",
         description="Removes a model, or one revision of it, from the Hugging Face cache. Other "
-        "programs that use it fetch it anew. Files that other revisions need stay.",
+        "programs that use it fetch it anew. Files that other revisions need stay. Copies of its "
+        "weights that --quant made go, too.",
         run=_remove,
     ),
 }

@@ -35,6 +35,11 @@ def spill_dir() -> Path:
     return cache_dir() / "store"
 
 
+def quantised_dir() -> Path:
+    """Where quantised weights are kept for the next start."""
+    return cache_dir() / "quantised"
+
+
 def library_dir() -> Path:
     """Documents that have been read: `$RETROLOCAL_LIBRARY`, else `library` of the configuration
     file (from the folder of that file on), else the user's data directory

@@ -11,10 +11,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .amounts import size as amount
 from .amounts import size_text
 from .arguments import command_parser, parsed, size
 from .config import SessionConfig, require_model
@@ -36,12 +37,15 @@ from .shared_options import (
 if TYPE_CHECKING:
     import torch
 
+    from .hub import DiskRoom
     from .ingest.document import Document
     from .memory import Limit
     from .models.config import ModelConfig
     from .planning import Plan, Planner
 
 GIB = 1 << 30
+MANY_CHARACTERS = 4_000_000
+"""Of a text whose tokens take seconds to count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,13 @@ class Answer:
     longest: Plan | None
     """... and then the longest text that would."""
     there: Limit
+    download: DiskRoom | None
+    """None for a model that is on this machine."""
+
+    @property
+    def fits(self) -> bool:
+        """Also on the disk, where it has to be downloaded first."""
+        return self.asked.fits and not (self.download and self.download.lacking)
 
 
 def plan(words: Sequence[str]) -> int:
@@ -72,7 +83,7 @@ def plan(words: Sequence[str]) -> int:
         print(json.dumps(facts(answer)))
     else:
         print("\n".join(lines(answer)))
-    return 0 if answer.asked.fits else 1
+    return 0 if answer.fits else 1
 
 
 def plan_parser() -> argparse.ArgumentParser:
@@ -153,7 +164,7 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     from .errors import ContextError
     from .fetching import check_usable
     from .fit_check import declared, head_of
-    from .hub import fetch_settings, locate_model
+    from .hub import disk_room, fetch_settings, locate_model
     from .models.checkpoint import INDEX, SINGLE
     from .models.config import read_config
     from .models.weights import checkpoint_dtype
@@ -164,9 +175,16 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     found = locate_model(name, revision=config.revision, offline=config.offline)
     folder = found if isinstance(found, Path) else fetch_settings(found)
     if folder is not found:
-        check_usable(folder)
+        ram = 0 if config.device == "cuda" else ram_bytes(arguments)
+        check_usable(folder, replace(config, ram=ram))
     model = read_config(folder)
-    tokens = arguments.tokens or len(head_of(folder, _documents(arguments)).ids)
+    tokens = arguments.tokens
+    if tokens is None:
+        documents = _documents(arguments)
+        characters = sum(len(document.text) for document in documents)
+        if characters >= MANY_CHARACTERS:
+            _tell(f"counting the tokens of {characters:,} characters")
+        tokens = len(head_of(folder, documents).ids)
     if tokens > model.max_positions:
         raise ContextError(
             f"the text has {tokens:,} tokens and {name} has positions for "
@@ -179,12 +197,17 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     asked = planner.plan(tokens)
     best = planner.best(tokens)
     longest = planner.longest() if best is None else None
-    return Answer(asked=asked, best=best, longest=longest, there=there)
+    download = None if isinstance(found, Path) else disk_room(found)
+    return Answer(asked=asked, best=best, longest=longest, there=there, download=download)
 
 
 def facts(answer: Answer) -> dict[str, Any]:
     """The answer as JSON."""
+    room = answer.download
     return answer.asked.facts() | {
+        "fits": answer.fits,
+        "download_bytes": 0 if room is None else room.needed,
+        "download_free_bytes": None if room is None else room.free,
         "best": None if answer.best is None else answer.best.facts(),
         "longest": None if answer.longest is None else answer.longest.facts(),
     }
@@ -212,6 +235,10 @@ def lines(answer: Answer) -> list[str]:
         f"  {'peak, loading':<14}{loading:>12}",
         f"  {'peak, reading':<14}{reading:>12}   of {there}",
     ]
+    room = answer.download
+    if room is not None:
+        into = f"into {room.folder}, {amount(room.free)} free"
+        words.append(f"  {'download':<14}{amount(room.needed):>12}   {into}")
     if asked.prefill_seconds is not None and asked.decode_seconds is not None:
         words.append(
             f"  {'time':<14}about {_duration(asked.prefill_seconds)} to read the text, then "
@@ -225,7 +252,12 @@ def _place(asked: Plan) -> str:
 
 
 def _verdict(answer: Answer) -> str:
-    asked, best = answer.asked, answer.best
+    asked, best, room = answer.asked, answer.best, answer.download
+    if room is not None and room.lacking:
+        return (
+            f"It does not fit on the disk of {room.folder}; make room for {amount(room.lacking)} "
+            "more, or set HF_HOME to another disk."
+        )
     if asked.store_in == "memory":
         return "It fits."
     kept = "It fits with its keys and values in a file" if asked.fits else "It does not fit"
@@ -277,7 +309,7 @@ def _planner(
         device.type,
         there=there,
         program=0 if device.type == "cuda" else program,
-        rates=machine(device, dtype) if here else None,
+        rates=machine(device, dtype, _tell) if here else None,
     )
     return planner, there
 
@@ -285,11 +317,12 @@ def _planner(
 def _documents(arguments: argparse.Namespace) -> list[Document]:
     from .ingest import given_once, read_document
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
-
     options = asdict(extraction(arguments))
-    return [read_document(file, **options) for file in given_once(arguments.file, tell)]
+    return [read_document(file, **options) for file in given_once(arguments.file, _tell)]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

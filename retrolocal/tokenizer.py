@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken
 
 from .errors import TokenizerError
-from .files import one_line, parse_object, read_limited
+from .files import one_line, parse_object, read_limited, stand_in
 
 MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -64,6 +64,9 @@ class Tokenizer:
         data = read_limited(path, TokenizerError, MAX_TOKENIZER_BYTES)
         if data is None:
             raise TokenizerError(f"{path} does not exist; the model folder is incomplete")
+        other = stand_in(data)
+        if other is not None:
+            raise TokenizerError(f"{path} is {other}")
         try:
             backend = tokenizers.Tokenizer.from_buffer(data)
         except ValueError as error:

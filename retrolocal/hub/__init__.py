@@ -18,17 +18,19 @@ from pathlib import Path
 from ..amounts import size
 from ..errors import UsageError
 from .cache import cache_folder, cached, is_offline
-from .download import Download, Received, ask, fetch, fetch_settings
+from .download import DiskRoom, Download, Received, ask, disk_room, fetch, fetch_settings
 from .name import HubName, hub_name, local_folder, shadow_note
 from .refusals import offline_error
 
 __all__ = [
+    "DiskRoom",
     "Download",
     "HubName",
     "Received",
     "ask",
     "cache_folder",
     "cached",
+    "disk_room",
     "fetch",
     "fetch_settings",
     "hub_name",

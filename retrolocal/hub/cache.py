@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelError
+from ..files import open_regular
 from .name import HubName
 from .refusals import said_plainly
+from .variables import require_library
 
 COMMIT = re.compile("[0-9a-f]{40}")
 SINGLE = "model.safetensors"
@@ -51,6 +53,7 @@ class CacheContents:
 
 def is_offline() -> bool:
     """Whether the environment forbids the network (HF_HUB_OFFLINE)."""
+    require_library()
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -58,6 +61,7 @@ def is_offline() -> bool:
 
 def cache_folder() -> Path:
     """Where downloaded models are kept."""
+    require_library()
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -70,6 +74,7 @@ def repository_folder(name: HubName) -> Path:
 
 def cached(name: HubName) -> Path | None:
     """The snapshot of a model in the cache, if all of it is there. Raises ModelError."""
+    require_library()
     from huggingface_hub import try_to_load_from_cache
 
     with said_plainly(name):
@@ -101,7 +106,7 @@ def index_shards(index: Path) -> list[str]:
 
     Only plain names of safetensors files are taken: nothing outside the folder.
     """
-    with index.open("rb") as file:
+    with open_regular(index) as file:
         data = file.read(MAX_INDEX_BYTES + 1)
     try:
         if len(data) > MAX_INDEX_BYTES:
@@ -138,6 +143,7 @@ def record_revision(name: HubName, commit: str) -> None:
 
 def contents() -> CacheContents:
     """Every snapshot of every model in the cache, those used last first."""
+    require_library()
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     folder = cache_folder()
@@ -165,24 +171,35 @@ def contents() -> CacheContents:
     return CacheContents(folder=folder, models=tuple(models), problems=problems)
 
 
+def matching(name: HubName) -> list[CachedModel]:
+    """The snapshots that a name means: all of a model, or those of one revision."""
+    return [
+        one
+        for one in contents().models
+        if one.model == name.model
+        and (name.revision is None or name.revision in (one.commit, *one.revisions))
+    ]
+
+
 def remove(name: HubName) -> tuple[tuple[str, ...], int]:
     """Removes a model, or one revision of it; its commits and the bytes that were freed.
 
     What other revisions share stays. Raises ModelError when there is none.
     """
+    require_library()
     from huggingface_hub import scan_cache_dir
 
-    here = [one for one in contents().models if one.model == name.model]
-    commits = tuple(
-        one.commit
-        for one in here
-        if name.revision is None or name.revision in (one.commit, *one.revisions)
-    )
+    commits = tuple(one.commit for one in matching(name))
     if not commits:
         raise ModelError(f"{name} is not in {cache_folder()}; see retrolocal list")
-    with said_plainly(name):
+    try:
         strategy = scan_cache_dir(cache_folder()).delete_revisions(*commits)
         strategy.execute()
+    except OSError as error:
+        raise ModelError(
+            f"{name} could not be removed ({error.strerror or error}: {error.filename or ''}); "
+            "check who may write there, or set HF_HOME to another folder"
+        ) from error
     left = [one for one in contents().models if one.commit in commits and one.model == name.model]
     if left:
         raise ModelError(f"{left[0].folder} could not be removed; check who may write there")

@@ -33,7 +33,8 @@ from .cache import (
     repository_folder,
 )
 from .name import HubName
-from .refusals import nonsense, said_plainly
+from .refusals import nonsense, require_token, said_plainly
+from .variables import require_network
 
 Received = Callable[[int, int], None]
 """Takes the bytes that are here and all that are to come; what it raises ends the download."""
@@ -100,12 +101,15 @@ class Download:
 def ask(name: HubName) -> Download:
     """What the Hub has of a model. Uses the network.
 
-    Raises DownloadError, also for a model that lacks what this program reads.
+    Raises DownloadError, also for a model that lacks what this program reads, and UsageError for
+    variables that no connection can be opened with.
     """
+    require_network()
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     with said_plainly(name), _quiet():
+        require_token()
         api = HfApi()
         commit = api.model_info(name.model, revision=name.revision).sha
         if commit is None or not COMMIT.fullmatch(commit):
@@ -193,14 +197,32 @@ def _what_it_is(files: dict[str, HubFile]) -> str:
     return "it holds no language model in Hugging Face's format; choose another"
 
 
-def _require_room(download: Download) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRoom:
+    """What a download takes where models are kept, and what is free there."""
+
+    folder: Path
+    needed: int
+    free: int
+
+    @property
+    def lacking(self) -> int:
+        return max(0, self.needed - self.free)
+
+
+def disk_room(download: Download) -> DiskRoom:
+    """Of what is missing now."""
     folder = cache_folder()
     needed = int(download.missing_bytes * SPARE)
-    free = disk_free(folder)
-    if needed > free:
+    return DiskRoom(folder=folder, needed=needed, free=disk_free(folder))
+
+
+def _require_room(download: Download) -> None:
+    room = disk_room(download)
+    if room.lacking:
         raise DownloadError(
-            f"{download.name} needs {size(needed)} in {folder} and {size(free)} are free; make room"
-            f" for {size(needed - free)} more, or set HF_HOME to another disk"
+            f"{download.name} needs {size(room.needed)} in {room.folder} and {size(room.free)} are"
+            f" free; make room for {size(room.lacking)} more, or set HF_HOME to another disk"
         )
 
 

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import hub_token_variable
-from ..errors import DownloadError, ModelError
+from ..errors import DownloadError, ModelError, UsageError
 from .name import OTHERWISE, HubName
+from .variables import require_library
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = "what is complete is kept"
@@ -20,6 +22,7 @@ PUBLIC_HUB = "https://huggingface.co"
 @contextmanager
 def said_plainly(name: HubName) -> Iterator[None]:
     """What the Hub's client raises becomes a ModelError that says what to do."""
+    require_library()
     from huggingface_hub import errors
 
     # The base of the HTTP library's errors, whichever library this version of the Hub client uses.
@@ -58,12 +61,35 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
+def require_token() -> None:
+    """Raises UsageError for a token that cannot be read, or that no request can carry."""
+    from huggingface_hub import constants
+
+    try:
+        token = _token()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the token in {constants.HF_TOKEN_PATH} cannot be read ({reason(error)}); run `hf auth"
+            " login`"
+        ) from error
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise UsageError(
+            f"the token{_token_source()} holds characters that no token has; correct it, or run "
+            "`hf auth login`"
+        )
+
+
 def _refused(name: HubName, error: BaseException, http_error: type[Exception]) -> DownloadError:
     from huggingface_hub import errors
 
     match error:
         case errors.OfflineModeIsEnabled():
             return offline_error(name)
+        case errors.HfHubHTTPError() if _elsewhere(error) and _status(error) in (401, 403):
+            return DownloadError(
+                f"{name}: {_answering(error)}, to where the Hub sends for its files, answers "
+                f"{_status(error)}; {_KEPT}: start again, or check the network (a proxy?)"
+            )
         case errors.GatedRepoError():
             return _gated(name)
         case errors.RepositoryNotFoundError() if not _bad_token(error):
@@ -98,14 +124,18 @@ def _refused(name: HubName, error: BaseException, http_error: type[Exception]) -
 
 
 def _http(name: HubName, error: Any) -> DownloadError:
-    response = error.response
-    status = int(response.status_code)
+    response, status = error.response, _status(error)
     if status == 401 and _token() is None:
         return _unknown(name)
     if status == 401:
         return DownloadError(
             f"{name}: the Hub does not accept the token{_token_source()}; correct it, or run"
             " `hf auth login`"
+        )
+    if status == 403 and _token() is None:
+        return DownloadError(
+            f"{name}: {_hub()} refuses access (403), and no token was given; run `hf auth login`"
+            " with an account that may read this model"
         )
     if status == 403:
         return DownloadError(
@@ -121,10 +151,12 @@ def _http(name: HubName, error: Any) -> DownloadError:
         )
     if status >= 500:
         return DownloadError(
-            f"{name} is not in the local cache and the Hub cannot be reached ({_hub()} answers"
-            f" {status}); {_KEPT}: try later, or {OTHERWISE}"
+            f"{name} is not in the local cache and the Hub cannot be reached "
+            f"({_answering(error)} answers {status}); {_KEPT}: try later, or {OTHERWISE}"
         )
-    return DownloadError(f"{name}: {_hub()} answers {status} ({reason(error)}); {OTHERWISE}")
+    return DownloadError(
+        f"{name}: {_answering(error)} answers {status} ({reason(error)}); {OTHERWISE}"
+    )
 
 
 def _unreachable(name: HubName, error: BaseException) -> DownloadError:
@@ -151,6 +183,20 @@ def _unknown(name: HubName) -> DownloadError:
 def _bad_token(error: Any) -> bool:
     """Whether a 401 without a reason answers a token: the repository may well exist."""
     return error.response.status_code == 401 and _token() is not None
+
+
+def _status(error: Any) -> int:
+    return int(error.response.status_code)
+
+
+def _elsewhere(error: Any) -> bool:
+    """Whether another host refused than the Hub's: where it keeps its files."""
+    return str(error.response.url.host) != urlsplit(_hub()).hostname
+
+
+def _answering(error: Any) -> str:
+    """Who refused."""
+    return f"https://{error.response.url.host}" if _elsewhere(error) else _hub()
 
 
 def _token() -> str | None:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import ModelError
+from ..files import open_regular
 from ..paths import cache_dir
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -53,7 +54,7 @@ def _digest(path: Path, known: dict[str, str]) -> str:
     blob = path.resolve(strict=True)
     if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
         return blob.name
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
         identity = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
         if identity in known:

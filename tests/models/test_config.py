@@ -341,7 +341,7 @@ def test_the_text_part_of_a_model_that_also_sees(write_config: Any, plain_config
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b"<!DOCTYPE html>", "not valid JSON"),
+        (b"<!DOCTYPE html>", "a web page"),
         (b"[1, 2]", "holds a list"),
         (b"null", "holds null"),
         (b'"text"', "holds a string"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from retrolocal.errors import WeightsError
 from retrolocal.models import FAMILIES, ModelConfig, read_config
+from retrolocal.models.checkpoint import read_checkpoint, read_header
 from retrolocal.models.decoder import Decoder
 from retrolocal.models.weights import checkpoint_bytes, checkpoint_dtype, load_decoder
 
@@ -353,6 +354,22 @@ def test_a_folder_without_safetensors(folder: Path, files: list[str], words: str
     for file in files:
         (folder / file).write_bytes(b"x")
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("target", ["model.safetensors", "gone"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, target: str) -> None:
+    (tmp_path / "model.safetensors").symlink_to(target)
+    with pytest.raises(WeightsError, match=r"model.safetensors: cannot be read \((Too|No) "):
+        read_checkpoint(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_beside_an_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors").symlink_to("gone")
+    names = read_header(folder / "model-1.safetensors")
+    placed = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(placed))
+    assert read_checkpoint(folder).keys() == names.keys()
 
 
 def test_a_folder_in_place_of_the_file(folder: Path) -> None:

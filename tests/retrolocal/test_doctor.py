@@ -84,3 +84,14 @@ def test_a_broken_configuration_is_a_line(
     assert main(["doctor", "--offline"]) == 1
     (line,) = (one for one in capsys.readouterr().out.splitlines() if "problem" in one)
     assert line.startswith(f"library    problem  {broken}")
+
+
+def test_a_variable_that_makes_no_sense_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://x:abc")
+    assert doctor._hub(offline=True).state == "ok"
+    assert "$HTTPS_PROXY" in doctor._hub(offline=False).found
+    monkeypatch.setenv("HF_ENDPOINT", "http://x:abc")
+    line = doctor._hub(offline=True)
+    assert line.state == "problem"
+    assert "$HF_ENDPOINT is 'http://x:abc'" in line.found

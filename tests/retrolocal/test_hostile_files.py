@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from retrolocal.chat import ChatTemplate, Message, generation_defaults
 from retrolocal.config import WaveConfig
 from retrolocal.errors import RetrolocalError, TokenizerError
 from retrolocal.hub.cache import missing_file
+from retrolocal.library import file_digests
 from retrolocal.memory import estimate
 from retrolocal.models.checkpoint import read_checkpoint
 from retrolocal.models.config import read_config
@@ -182,6 +184,28 @@ def test_what_a_parser_quotes_is_no_command_to_the_terminal(
     file.write_text(json.dumps(json.loads(file.read_bytes()) | {"version": "1\n\r\x1b[2J\x9b"}))
     with pytest.raises(TokenizerError, match=r"version '1 \\x1b\[2J\\x9b'"):
         Tokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("model.safetensors", read_checkpoint),
+        ("model.safetensors.index.json", read_checkpoint),
+        ("model.safetensors", lambda folder: file_digests([folder / "model.safetensors"])),
+        ("tokenizer.json", Tokenizer.open),
+        ("tokenizer_config.json", Tokenizer.open),
+    ],
+)
+def test_nobody_waits_for_what_a_pipe_may_give(
+    name: str, use: Callable[[Path], object], tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    if name.startswith("model."):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RetrolocalError, match=rf"{name}:? cannot be read \(a pipe or a device"):
+        use(tmp_path)
 
 
 SHARDED = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}

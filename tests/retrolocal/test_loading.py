@@ -11,12 +11,13 @@ import torch
 
 from retrolocal import load, loading
 from retrolocal.errors import UsageError
-from retrolocal.loading import quantised_folder, weights_identity
+from retrolocal.loading import weights_identity
+from retrolocal.paths import quantised_dir
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrolocal.paths.cache_dir", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -35,17 +36,17 @@ def first_logits(quant: str | None) -> torch.Tensor:
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_the_second_start_reads_what_the_first_one_kept(quant: str, refuse_quantising: Any) -> None:
     one = first_logits(quant)
-    [file] = quantised_folder().iterdir()
+    [file] = quantised_dir().iterdir()
     refuse_quantising()
     assert torch.equal(first_logits(quant), one)
-    assert [p.name for p in quantised_folder().iterdir()] == [file.name]
+    assert [p.name for p in quantised_dir().iterdir()] == [file.name]
 
 
 def test_every_setting_has_weights_of_its_own(tmp_path: Path, tiny_model: Path) -> None:
     with load("builtin", quant="int8"), load("builtin", quant="int4"):
-        assert len(list(quantised_folder().iterdir())) == 2
+        assert len(list(quantised_dir().iterdir())) == 2
     with load("builtin", quant="int4", dtype="float32"):
-        assert len(list(quantised_folder().iterdir())) == 3
+        assert len(list(quantised_dir().iterdir())) == 3
     identities = [str(weights_identity(tiny_model, q)) for q in ("none", "int8", "int4")]
     assert len(set(identities)) == 3
     assert "quant" not in identities[0]
@@ -54,7 +55,7 @@ def test_every_setting_has_weights_of_its_own(tmp_path: Path, tiny_model: Path) 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 4096])
 def test_a_damaged_file_is_made_again(damage: bytes) -> None:
     one = first_logits("int4")
-    [file] = quantised_folder().iterdir()
+    [file] = quantised_dir().iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage)
     assert torch.equal(first_logits("int4"), one)
@@ -63,10 +64,10 @@ def test_a_damaged_file_is_made_again(damage: bytes) -> None:
 
 def test_without_room_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = first_logits("int4")
-    shutil.rmtree(quantised_folder())
+    shutil.rmtree(quantised_dir())
     monkeypatch.setattr(loading, "MARGIN", 1 << 60)
     assert torch.equal(first_logits("int4"), kept)
-    assert not list(quantised_folder().iterdir())
+    assert not list(quantised_dir().iterdir())
 
 
 def test_only_known_settings() -> None:

@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 from fake_hub import COMMIT, FakeHub, Fault, environment_of
 
+from retrolocal import load
+from retrolocal.amounts import size
 from retrolocal.cli import main
+from retrolocal.paths import quantised_dir
 
 Captured = pytest.CaptureFixture[str]
 
@@ -211,6 +214,29 @@ def test_rm(hub: FakeHub, capsys: Captured, tmp_path: Path) -> None:
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
+def test_rm_takes_quantised_copies_along(
+    hub: FakeHub, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.paths.cache_dir", lambda: tmp_path / "cache")
+    main(["pull", "org/model", "-q"])
+    hub.revisions["v1"] = "b" * 40
+    main(["pull", "org/model@v1", "-q"])
+    for quant in ("int8", "int4"):
+        load("org/model", quant=quant).close()
+    load("builtin", quant="int4").close()
+    [weights] = {file for file in (tmp_path / "hub").rglob("blobs/*") if len(file.name) == 64}
+    assert len(list(quantised_dir().iterdir())) == 3
+    assert main(["rm", "org/model@v1", "--json"]) == 0
+    assert objects(capsys)[0]["quantised_bytes"] == 0
+    assert weights.exists()
+    copies = sum(file.stat().st_size for file in quantised_dir().iterdir())
+    assert main(["rm", "org/model"]) == 0
+    [left] = quantised_dir().iterdir()
+    assert f"{size(copies - left.stat().st_size)} of it quantised copies" in capsys.readouterr().out
+    load("builtin", quant="int4").close()
+    assert list(quantised_dir().iterdir()) == [left]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -221,6 +247,8 @@ def test_rm(hub: FakeHub, capsys: Captured, tmp_path: Path) -> None:
         (["pull", "builtin"], 1),
         (["pull", "a/b@x", "--revision", "y"], 2),
         (["rm"], 2),
+        (["rm", " "], 2),
+        (["show", ""], 2),
         (["rm", "builtin"], 1),
         (["show", "./nowhere"], 1),
         (["show"], 2),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from fake_hub import FakeHub, own_cache, point_at
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
-from retrolocal import load, machine, memory, remembered
+from retrolocal import load, machine, memory, plan, remembered
 from retrolocal.cli import main
 from retrolocal.config import CacheKind, SessionConfig, WaveConfig
 from retrolocal.errors import MemoryLimitError
@@ -151,7 +153,7 @@ def test_a_refusal_names_the_plan_that_fits(
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "machine", lambda device, dtype: RATES)
+    monkeypatch.setattr(machine, "machine", lambda device, dtype, tell: RATES)
 
 
 @pytest.mark.usefixtures("rates")
@@ -211,6 +213,44 @@ def test_a_plan_fetches_no_weights(hub: FakeHub, capsys: Captured, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("rates")
+def test_what_takes_long_is_said_before(
+    tiny_model: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("abcd")
+    words = ["plan", "-m", str(tiny_model), "-f", str(file)]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(plan, "MANY_CHARACTERS", 4)
+    monkeypatch.setattr(machine, "machine", lambda device, dtype, tell: tell("measuring") or RATES)
+    assert main(words) == 0
+    assert capsys.readouterr().err == "counting the tokens of 4 characters\nmeasuring\n"
+
+
+@pytest.mark.usefixtures("rates")
+def test_what_has_to_be_downloaded_has_to_fit_on_the_disk(
+    hub: FakeHub, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["plan", "-m", "org/model", "--tokens", "9"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"  download +\S+ kB   into {tmp_path / 'hub'}, .* free\n", said)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10_000))
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert f"into {tmp_path / 'hub'}, 10.0 kB free" in said
+    assert "It does not fit on the disk of" in said.splitlines()[-1]
+    assert main([*words, "--json"]) == 1
+    planned = json.loads(capsys.readouterr().out)
+    assert not planned["fits"]
+    assert planned["download_bytes"] >= len(hub.files["model.safetensors"])
+    assert planned["download_free_bytes"] == 10_000
+    assert main(["plan", "-m", "builtin", "--tokens", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["download_bytes"] == 0
+
+
+@pytest.mark.usefixtures("rates")
 def test_a_plan_of_sharded_weights_fetches_none(
     hub: FakeHub, capsys: Captured, tmp_path: Path
 ) -> None:
@@ -257,6 +297,26 @@ def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
     assert "--ctx-size is 1,000 and org/model has positions for 512" in capsys.readouterr().err
     assert not hub.asked("safetensors")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_recommended_fits_the_same_limits(
+    hub: FakeHub, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.default_model.machine_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 16 * GIB)
+    words = ["chat", "-m", "org/model", "-p", "x", "-q", "--device", "cpu"]
+    assert main([*words, "--ram", "20M"]) == 1
+    assert "could be" not in capsys.readouterr().err
+    config = json.loads(hub.files["config.json"]) | {"model_type": "mamba"}
+    hub.files["config.json"] = json.dumps(config).encode()
+    hub.revisions["main"] = "b" * 40
+    assert main([*words, "--ram", "4G"]) == 1
+    assert "Qwen/Qwen2.5-0.5B-Instruct could be" in capsys.readouterr().err
+    planned = ["plan", "-m", "org/model", "--tokens", "5", "--device", "cpu"]
+    assert main([*planned, "--ram", "100M"]) == 1
+    assert "could be" not in capsys.readouterr().err
+    assert main(planned) == 1
+    assert "HuggingFaceTB/SmolLM3-3B could be" in capsys.readouterr().err
 
 
 def test_without_a_model_it_shows_those_worth_trying(
@@ -316,10 +376,13 @@ def test_what_fits_nowhere_is_not_in_nowhere(tiny_model: Path, capsys: Captured)
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(machine, "ROWS", 128)
-    one = machine.machine(torch.device("cpu"), torch.bfloat16)
+    told: list[str] = []
+    one = machine.machine(torch.device("cpu"), torch.bfloat16, told.append)
     assert min(vars_of(one)) > 0
+    assert told == ["measuring this machine, once: about a minute"]
     monkeypatch.setattr(machine, "_measured", lambda *given: pytest.fail("measured again"))
-    assert machine.machine(torch.device("cpu"), torch.bfloat16) == one
+    assert machine.machine(torch.device("cpu"), torch.bfloat16, told.append) == one
+    assert len(told) == 1
 
 
 def test_where_there_is_no_room_they_are_measured_each_time(

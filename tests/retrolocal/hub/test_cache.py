@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +119,20 @@ def test_one_revision_is_removed_and_what_others_share_stays(
     assert not (cache / "models--org--model").exists()
     with pytest.raises(ModelError, match="see retrolocal list"):
         remove(hub_name("org/model"))
+
+
+def test_what_cannot_be_removed_is_told_as_that(
+    fake_hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_model("org/model")
+
+    def refuse(*given: object, **named: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(cache))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    monkeypatch.setattr(os, "remove", refuse)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(ModelError) as caught:
+        remove(hub_name("org/model"))
+    said = f"org/model could not be removed (Read-only file system: {cache}); check who may write"
+    assert str(caught.value).startswith(said)
