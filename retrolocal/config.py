@@ -27,6 +27,10 @@ MAX_THREADS = 512
 """More threads than this only make a machine stand still."""
 
 
+MOST_TOKENS = 1 << 31
+"""No model has more positions."""
+
+
 SHARES = ("descend", "cap", "sharp_descend", "sharp_cap", "prefill_descend", "prefill_cap")
 """Settings of WaveConfig that are shares, above 0 and up to 1."""
 
@@ -242,6 +246,14 @@ def require_model(model: str | None) -> None:
     """Raises UsageError for a name that is empty; None leaves the choice to the program."""
     if model is not None and not model.strip():
         raise UsageError("--model is empty; give a folder, a Hub id or builtin")
+
+
+def require_predict(tokens: int) -> None:
+    """Raises UsageError for what cannot be the length of an answer; -1: as many as fit."""
+    if tokens < -1:
+        raise UsageError(f"--predict is {tokens}; give -1 (all that fit) or more")
+    if tokens > MOST_TOKENS:
+        raise UsageError(f"--predict is {tokens}; give at most {MOST_TOKENS}, or -1 (all that fit)")
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

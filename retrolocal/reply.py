@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .config import SamplingConfig
+from .config import SamplingConfig, require_predict
 from .errors import UsageError
 from .generate import Piece, Progress
 from .outcome import Source, StopReason
@@ -65,8 +65,8 @@ class AskOptions:
     def __post_init__(self) -> None:
         if "" in self.stop:
             raise UsageError("--stop is empty; give the text to stop before")
-        if self.max_new_tokens is not None and self.max_new_tokens < -1:
-            raise UsageError(f"--predict is {self.max_new_tokens}; give -1 (all that fit) or more")
+        if self.max_new_tokens is not None:
+            require_predict(self.max_new_tokens)
 
     def changed(
         self,

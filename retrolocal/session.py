@@ -298,7 +298,7 @@ class Session(Closing):
         """
         options = (options or AskOptions()).changed(max_new_tokens, temperature, self.sampling)
         names = tuple(str(file) for file in files)
-        if names != self._files:
+        if names != self._files or self._heads.distrusted(self._file_documents):
             self._forget_files()
             self._file_documents = tuple(read_document(file) for file in files)
             self._require_room(self._file_documents)

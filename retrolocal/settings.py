@@ -28,6 +28,7 @@ from .config import (
     WaveConfig,
     environment,
     require_model,
+    require_predict,
 )
 from .errors import SettingsError, UsageError
 
@@ -187,11 +188,6 @@ def _library(value: str) -> None:
         raise UsageError("--library is empty; give a folder")
 
 
-def _predict(value: int) -> None:
-    if value < -1:
-        raise UsageError(f"--predict is {value}; give -1 (as many as fit), 0 or more")
-
-
 def _budget(value: float | str) -> WaveConfig:
     return WaveConfig(budget=None if isinstance(value, str) else value)
 
@@ -273,7 +269,7 @@ SETTINGS = (
     _part_of(WaveConfig, "store_type", default=DOCUMENT_STORE, place="usual_store_type"),
     _part_of(SessionConfig, "ctx_size", note="what the model has positions for"),
     _part_of(SessionConfig, "batch_size"),
-    Setting(name="predict", kind=int, default=-1, check=_predict, note=_OWN),
+    Setting(name="predict", kind=int, default=-1, check=require_predict, note=_OWN),
     _part_of(SamplingConfig, "seed", note="a new one each time"),
     _part_of(SamplingConfig, "temperature", "temp", note=_OWN),
     _part_of(SamplingConfig, "top_k", note=_OWN),

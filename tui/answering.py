@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, require_predict
 from ..errors import UsageError
 from .engine import PREDICT
 from .prompt_bar import Completion
@@ -83,8 +83,8 @@ def _value(setting: Setting, text: str) -> float | None:
         raise UsageError(f"/set {setting.name} {text}: give {kind}, or {DEFAULT}") from error
     if setting.field != PREDICT:
         SamplingConfig(**{setting.field: value})  # type: ignore[arg-type]
-    elif value < -1:
-        raise UsageError(f"--predict is {value}; give -1 (all that fit) or more")
+    else:
+        require_predict(int(value))
     return value
 
 

@@ -3,7 +3,8 @@
 Opening reads the header only and compares length, header checksum and keys; data is checked by the
 MiB with `check`, at the latest before it is first used. The file cannot be removed by `gc` while a
 `Segment` is open. Its mapping is copy-on-write: what is written to a mapped tensor stays in this
-process. Nothing guards against another program that shortens the file while it is mapped.
+process. A file that another program shortened is noticed by `damaged` and by `check`; where it is
+shortened while its bytes are being read, the system ends this process.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ class Segment(Closing):
         self._mapping: mmap.mmap | None = mapping
         self._data_start = file.bytes - header.data_bytes
         self._checked = bytearray(header.chunk_count)
-        self.damaged = False
-        """Whether a check found something that is not as it was written."""
+        self._found_damage = False
         self._specs = {spec.name: spec for spec in header.tensors}
         self._label = label
 
@@ -69,6 +69,11 @@ class Segment(Closing):
     def facts(self) -> dict[str, Any]:
         """What was given to `append_segment`."""
         return self._header.facts
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a check found something that is not as it was written, or the file is shorter."""
+        return self._found_damage or self._missing_from() is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,6 +123,11 @@ class Segment(Closing):
                 raise ValueError(f"bytes {start} to {stop} are not within {name}")
         if begin == end:
             return
+        if (size := self._missing_from()) is not None:
+            raise DamagedError(
+                f"{self._label} has become shorter ({size:,} bytes instead of "
+                f"{self._file.bytes:,}); {AGAIN}"
+            )
         for chunk in range(begin // CHUNK, (end - 1) // CHUNK + 1):
             if not self._checked[chunk]:
                 self._check_chunk(chunk)
@@ -133,9 +143,14 @@ class Segment(Closing):
             checksum = xxhash.xxh3_128_hexdigest(part)
             part.release()
         if checksum != self._header.chunk_checksum(chunk):
-            self.damaged = True
+            self._found_damage = True
             raise damaged_chunk(self._label, self._data_start + begin, self._data_start + end)
         self._checked[chunk] = 1
+
+    def _missing_from(self) -> int | None:
+        """Bytes of a file that is shorter than when it was opened."""
+        size = self._file.bytes if self._mapping is None else self._mapping.size()
+        return size if size < self._file.bytes else None
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self._specs:

@@ -136,6 +136,7 @@ def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         (["-p", "q", "--top-p", "7"], 2, "--top-p is 7.0"),
         (["-p", "q", "--temp", "nan"], 2, "--temp is nan"),
         (["-p", "q", "-n", "-5"], 2, "--predict is -5"),
+        (["-p", "q", "-n", "9" * 20], 2, "99; give at most 2147483648, or -1 (all that fit)"),
         (["-p", "q", "-r", ""], 2, "--stop is empty"),
         (["-p", "q", "-t", "100000"], 2, "--threads is 100000"),
         (["-p", "q", "-c", "100000"], 1, "4,096"),

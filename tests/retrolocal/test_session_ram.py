@@ -17,7 +17,7 @@ import pytest
 from retrolocal import kept, load, memory, shelf
 from retrolocal.cli import main
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
-from retrolocal.errors import Interrupted, MemoryLimitError, UsageError
+from retrolocal.errors import DamagedError, Interrupted, MemoryLimitError, UsageError
 from retrolocal.ingest import Document
 from retrolocal.library import Library, segment, tensor_file
 from retrolocal.memory import Placement
@@ -184,6 +184,36 @@ def test_a_large_entry_is_checked_when_it_is_touched(
     assert again.text == fresh.text
     assert again.prefill_tokens == fresh.prefill_tokens - (20 + 256)
     assert library.verify("book.txt", deep=True).problems == ()
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["conversation", "files"])
+def test_a_file_that_becomes_shorter_between_answers_is_read_again(
+    library: Library, document: Document, tmp_path: Path, aside: bool
+) -> None:
+    expected = answers(document, library)[0]
+    remarks: list[str] = []
+    keeping = Keeping(library=library, tell=remarks.append)
+    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+
+        def answer() -> str:
+            if not aside:
+                session.set_messages([])
+                return ask(session, document).text
+            return session.generate("Some words", [tmp_path / "book.txt"], options=OPTIONS)
+
+        before = answer()
+        with library.open("book.txt") as entry:
+            part = entry.segments()[1]
+            path, length = part.location("4.segment.0.blocks")[:2]
+            os.truncate(path, length)
+            assert part.damaged
+            with pytest.raises(DamagedError, match=r"has become shorter \([\d,]+ bytes instead of"):
+                part.check()
+        assert answer() == before
+    [remark] = remarks
+    assert f"{path.name} has {length:,} bytes instead of " in remark
+    assert remark.endswith(shelf.MENDING)
+    assert aside or before == expected.text
 
 
 def test_a_stop_while_damage_is_mended_is_heard(

@@ -47,6 +47,10 @@ def test_names_and_values(typed: str, field: str, value: float | None) -> None:
         ("temp nan", "--temp is nan; give a finite number"),
         ("top-p 2", "--top-p is 2.0; it must lie between 0 and 1"),
         ("predict -5", "--predict is -5; give -1 (all that fit) or more"),
+        (
+            "predict 2147483649",
+            "--predict is 2147483649; give at most 2147483648, or -1 (all that fit)",
+        ),
         ("temp 1 2", "/set temp takes one value, and 2 were given"),
     ],
 )
