@@ -146,7 +146,7 @@ def record_revision(name: HubName, commit: str) -> None:
 def sweep(name: HubName) -> None:
     """Removes unfinished files of a model that nobody will finish: those of programs that were
     killed. What another program fetches now is locked, and stays."""
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     folder = repository_folder(name)
     for unfinished in (folder / "blobs").glob("*.incomplete"):
