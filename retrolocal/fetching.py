@@ -12,7 +12,7 @@ from .amounts import size, spoken
 from .config import SessionConfig
 from .default_model import fitting
 from .errors import ConfigError, Interrupted, MemoryLimitError
-from .hub import Download, cache_folder, fetch, locate_model, shadow_note
+from .hub import Download, cache_folder, fetch, locate_model, retries_told, shadow_note
 from .memory import GIB, limit, machine_bytes, resident_bytes
 from .models.config import read_config
 from .pace import Pace
@@ -39,7 +39,8 @@ def bring(
     A model that does not fit with these documents is refused before its weights are fetched.
     Raises ModelError, ContextError, MemoryLimitError or Interrupted.
     """
-    found = locate_model(name, revision=config.revision, offline=config.offline)
+    with retries_told(report.remark):
+        found = locate_model(name, revision=config.revision, offline=config.offline)
     note = shadow_note(name)
     if note is not None:
         report.remark(note)
@@ -60,7 +61,8 @@ def fetch_told(
     _announce(download, report)
     progress = _Progress(name, report)
     try:
-        folder = fetch(download, received=progress.received, check=check or check_usable)
+        with retries_told(report.remark):
+            folder = fetch(download, received=progress.received, check=check or check_usable)
     except KeyboardInterrupt:
         report.say({"event": "stopped", "model": name, "done": progress.done}, "")
         raise Interrupted("stopped; what is complete is kept: start it again to go on") from None

@@ -6,11 +6,12 @@ Every function takes the error to raise, so that a message comes as the kind of 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import RetrolocalError
 
@@ -23,7 +24,7 @@ GIT_LFS = b"version https://git-lfs"
 PAGES = (b"<!", b"<html", b"<HTML", b"<?xml")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """An ordinary file, open for reading: nobody waits for what may come out of a pipe.
 
     Raises OSError, also for anything else than a file.

@@ -69,7 +69,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from .fetching import fetch_told
-    from .hub import ask, cached, hub_name, is_offline, shadow_note
+    from .hub import ask, cached, hub_name, is_offline, retries_told, shadow_note
     from .hub.refusals import offline_error
 
     report = Report(as_json=arguments.json, quiet=arguments.quiet)
@@ -81,7 +81,9 @@ def _pull(arguments: argparse.Namespace) -> int:
         facts = {"event": "done", "model": str(name), "folder": str(folder), "downloaded_bytes": 0}
         report.say(facts, f"{name} is here; the Hub was not asked for a newer version")
         return 0
-    fetch_told(ask(name), report)
+    with retries_told(report.remark):
+        download = ask(name)
+    fetch_told(download, report)
     note = shadow_note(name.model)
     if note is not None:
         report.remark(note)

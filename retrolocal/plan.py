@@ -164,7 +164,7 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     from .errors import ContextError
     from .fetching import check_usable
     from .fit_check import declared, head_of
-    from .hub import disk_room, fetch_settings, locate_model
+    from .hub import disk_room, fetch_settings, locate_model, retries_told
     from .models.checkpoint import INDEX, SINGLE
     from .models.config import read_config
     from .models.weights import checkpoint_dtype
@@ -172,8 +172,9 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     if config.threads:
         torch.set_num_threads(config.threads)
     name = arguments.model or default_model(gpu_bytes=gpu_bytes(config)).model
-    found = locate_model(name, revision=config.revision, offline=config.offline)
-    folder = found if isinstance(found, Path) else fetch_settings(found)
+    with retries_told(_tell):
+        found = locate_model(name, revision=config.revision, offline=config.offline)
+        folder = found if isinstance(found, Path) else fetch_settings(found)
     if folder is not found:
         ram = 0 if config.device == "cuda" else ram_bytes(arguments)
         check_usable(folder, replace(config, ram=ram))

@@ -21,6 +21,7 @@ from .cache import cache_folder, cached, is_offline
 from .download import DiskRoom, Download, Received, ask, disk_room, fetch, fetch_settings
 from .name import HubName, hub_name, local_folder, shadow_note
 from .refusals import offline_error
+from .retries import retries_told
 
 __all__ = [
     "DiskRoom",
@@ -39,6 +40,7 @@ __all__ = [
     "locate_model",
     "missing_bytes",
     "resolve_model",
+    "retries_told",
     "shadow_note",
 ]
 

@@ -25,6 +25,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = ("config.json", "tokenizer.json")
 MAX_INDEX_BYTES = 64 << 20
+LOCK_SECONDS = 0.05
+"""Whoever fetches a file holds its lock for longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,24 @@ def record_revision(name: HubName, commit: str) -> None:
     temporary = reference.with_name(f"{reference.name}.{secrets.token_hex(4)}")
     temporary.write_text(commit)
     os.replace(temporary, reference)
+
+
+def sweep(name: HubName) -> None:
+    """Removes unfinished files of a model that nobody will finish: those of programs that were
+    killed. What another program fetches now is locked, and stays."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    folder = repository_folder(name)
+    for unfinished in (folder / "blobs").glob("*.incomplete"):
+        blob, *unique = unfinished.name.removesuffix(".incomplete").split(".")
+        # Without a name of its own it may be taken up again, until its file is whole.
+        if not unique and not (folder / "blobs" / blob).exists():
+            continue
+        lock = cache_folder() / ".locks" / folder.name / f"{blob}.lock"
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(lock, timeout=LOCK_SECONDS):
+                unfinished.unlink()
 
 
 def contents() -> CacheContents:

@@ -31,6 +31,7 @@ from .cache import (
     missing_file,
     record_revision,
     repository_folder,
+    sweep,
 )
 from .name import HubName
 from .refusals import nonsense, require_token, said_plainly
@@ -148,6 +149,7 @@ def fetch(
         for name in _named_by_index(download, weights):
             _fetch_file(download, wanted[name], meter)
         record_revision(download.name, download.commit)
+        sweep(download.name)
     lacking = missing_file(download.folder)
     if lacking is not None:
         raise DownloadError(f"{download.name} lacks {lacking}; choose another model")

@@ -214,6 +214,18 @@ def test_rm(hub: FakeHub, capsys: Captured, tmp_path: Path) -> None:
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
+def test_waiting_for_the_hub_is_told(
+    hub: FakeHub, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.faults.append(Fault("/resolve/", status=503, times=2))
+    hub.faults.append(Fault("/cdn/", status=429, headers={"Retry-After": "7"}))
+    assert main(["pull", "org/model"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("the Hub answers 503; trying again in ") for line in lines) == 1
+    assert lines.count("the Hub answers 429; trying again in 8 s") == 1
+
+
 def test_rm_takes_quantised_copies_along(
     hub: FakeHub, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

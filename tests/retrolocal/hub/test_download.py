@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,28 @@ def test_it_is_ended_by_whom_it_tells(fake_hub: FakeHub, cache: Path) -> None:
     assert missing_bytes("org/model") == 10
     assert not list(cache.rglob("*.incomplete"))
     assert resolve_model("org/model").is_dir()
+
+
+def test_what_a_killed_download_left_is_removed_unless_it_is_at_work(
+    fake_hub: FakeHub, cache: Path
+) -> None:
+    from huggingface_hub.utils import WeakFileLock
+
+    blobs = cache / "models--org--model" / "blobs"
+    blobs.mkdir(parents=True)
+    whole = sha256(fake_hub.files["model.safetensors"]).hexdigest()
+    left = blobs / f"{whole}.01234567.incomplete"
+    resumable = blobs / "0123.incomplete"
+    foreign = blobs / "4567.01234567.incomplete"
+    for file in (left, resumable, foreign, blobs / f"{whole}.incomplete"):
+        file.write_bytes(b"012")
+    lock = cache / ".locks" / "models--org--model" / "4567.lock"
+    lock.parent.mkdir(parents=True)
+    with WeakFileLock(lock):
+        assert resolve_model("org/model").is_dir()
+        assert set(blobs.glob("*.incomplete")) == {resumable, foreign}
+    fetch(ask(hub_name("org/model")))
+    assert set(blobs.glob("*.incomplete")) == {resumable}
 
 
 def test_a_model_is_refused_before_its_weights_are_fetched(fake_hub: FakeHub) -> None:
