@@ -18,6 +18,7 @@ from .wave.cache import WaveCache
 from .wave.lengths import Lengths, never
 from .wave.store import BlockStore, PinnedStore
 from .wave.tiers import Tiers
+from .wave.zones import pending, piece_end
 
 STEPPED = 64
 """Tokens of a prompt behind a text that was read, up to which each goes through the index: so many
@@ -75,6 +76,30 @@ def layer_caches(
         )
 
     return [cache(number, layer.window) for number, layer in enumerate(model.layers)]
+
+
+def may_be_clustered(model: ModelConfig, config: SessionConfig, tokens: int) -> bool:
+    """Whether a text of so many tokens has enough of them for a segment, in caches with any."""
+    wave = config.wave
+    if config.cache == "dense" or all(layer.window is not None for layer in model.layers):
+        return False
+    waiting = pending(tokens, wave.sink_tokens, wave)
+    return waiting >= min(wave.growth_tokens, wave.segment_tokens) or tokens >= piece_end(
+        0, wave, model.chunk_tokens
+    )
+
+
+def is_clustered(
+    model: ModelConfig,
+    config: SessionConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+) -> bool:
+    """Whether a text of so many tokens is clustered when it is read."""
+    if not may_be_clustered(model, config, tokens):
+        return False
+    return tokens > wave_lengths(model, config, dtype, device, expected=tokens).cluster()
 
 
 def wave_lengths(

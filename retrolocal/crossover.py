@@ -59,15 +59,16 @@ class Crossover:
     prefill: int | None
 
 
+_known: dict[str, Crossover] = {}
+"""A process keeps to one answer, also where nothing can be written down."""
+
+
 def crossover(shape: Shape, config: WaveConfig) -> Crossover:
     """Measured now, or on an earlier day."""
-    key, fields = _key(shape, config), {field.name for field in dataclasses.fields(Crossover)}
-    known = remembered(FILE, fields)
-    if key in known:
-        return Crossover(**known[key])
-    measured = Crossover(decode=_decode(shape, config), prefill=_prefill(shape, config))
-    remember(FILE, key, asdict(measured))
-    return measured
+    key = _key(shape, config)
+    if key not in _known:
+        _known[key] = _remembered(key) or _measured(key, shape, config)
+    return _known[key]
 
 
 def tokens_of(segments: int | None, config: WaveConfig) -> int:
@@ -75,6 +76,17 @@ def tokens_of(segments: int | None, config: WaveConfig) -> int:
     if segments is None:
         return 1 << 62
     return config.sink_tokens + segments * config.segment_tokens + config.window_tokens
+
+
+def _remembered(key: str) -> Crossover | None:
+    found = remembered(FILE, {field.name for field in dataclasses.fields(Crossover)}).get(key)
+    return None if found is None else Crossover(**found)
+
+
+def _measured(key: str, shape: Shape, config: WaveConfig) -> Crossover:
+    measured = Crossover(decode=_decode(shape, config), prefill=_prefill(shape, config))
+    remember(FILE, key, asdict(measured))
+    return measured
 
 
 def _decode(shape: Shape, config: WaveConfig) -> int | None:

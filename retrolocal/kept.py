@@ -5,8 +5,9 @@ those segments and the rest of every layer: sinks and window, or what a sliding 
 reading that was interrupted goes on behind its last piece with the very bytes it would have had.
 The tail is what follows the last piece: perhaps shorter segments, and the rest.
 
-A dialogue is what follows a head that is kept: the segments cut since, and of every layer that gave
-nothing away since the tokens it grew by (`more`), of any other its rest.
+Of a text that is not clustered a piece, and the tail, is what the layers grew by: of every layer
+that gave nothing away since the piece before the tokens that came (`more`), of any other its rest.
+A dialogue is kept in the same way behind a head, with the segments cut since.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from .wave.buffer.source import FileSource, Stored
 BLOCKS = "blocks"
 MAPPED = (BLOCKS, "permutation")
 """Tensors of a segment that stay in their file until they are touched."""
+ROWS = ("k", "v")
+"""Those of a rest that have a row for each token."""
 
 
 class Part(Protocol):
@@ -63,26 +66,22 @@ def tail_tensors(caches: Sequence[ContextCache], pieces: int) -> dict[str, Tenso
     return tensors
 
 
+def more_tensors(caches: Sequence[ContextCache], before: int, tokens: int) -> dict[str, Tensor]:
+    """Of a text that is not clustered, `tokens` of which were read: what follows the first `before`
+    of them."""
+    return _behind(caches, [(0, before)] * len(caches), tokens - before)
+
+
 def load(
     caches: Sequence[ContextCache], parts: Sequence[Part], tokens: int, *, checked: bool = True
 ) -> None:
     """Empty caches become those of so many tokens: pieces in order, perhaps a tail behind them.
 
-    Small tensors are checked and copied; keys and values stay where they are, and are checked when
-    they are first touched unless they are `checked` already. Raises what `parts` raise for damage;
-    the caches are then still empty.
+    Small tensors are checked and copied; keys and values of segments stay where they are, and are
+    checked when they are first touched unless they are `checked` already. Raises what `parts` raise
+    for damage; the caches are then still empty.
     """
-    files = [_File(part, checked=checked) for part in parts]
-    held = [
-        (
-            [one for part in parts for one in _segments(part, layer)],
-            _collect(parts[-1], f"{layer}.rest.", parts[-1].load),
-            [one for file in files for one in file.blocks(layer)],
-        )
-        for layer in range(len(caches))
-    ]
-    for cache, (segments, rest, stored) in zip(caches, held, strict=True):
-        cache.load(segments, rest, tokens, stored)
+    _load(caches, parts, [_File(part, checked=checked) for part in parts], tokens)
 
 
 def moved(caches: Sequence[ContextCache], number: int, part: Part) -> None:
@@ -118,20 +117,11 @@ def dialogue_tensors(
     caches: Sequence[ContextCache], head: Sequence[Part], grown: int
 ) -> dict[str, Tensor]:
     """What the caches hold behind a head (its pieces and tail; none: no head), `grown` tokens."""
-    tensors: dict[str, Tensor] = {}
-    for layer, cache in enumerate(caches):
-        known = sum(len(_numbers(part, layer)) for part in head)
-        segments, rest = cache.saved_segments(known), cache.saved_rest()
-        for number, segment in enumerate(segments):
-            tensors |= _named(f"{layer}.segment.{number}.", segment)
-        name = f"{layer}.rest.k"
-        before = head[-1].tensor(name).shape[1] if head and name in head[-1].names else 0
-        if not segments and rest and rest["k"].shape[1] - before == grown:
-            rest |= {name: rest[name][:, before:] for name in ("k", "v")}
-            tensors |= _named(f"{layer}.more.", rest)
-        else:
-            tensors |= _named(f"{layer}.rest.", rest)
-    return tensors
+    known = [
+        (sum(len(_numbers(part, layer)) for part in head), _rows(head, layer))
+        for layer in range(len(caches))
+    ]
+    return _behind(caches, known, grown)
 
 
 def load_dialogue(
@@ -147,17 +137,67 @@ def load_dialogue(
     `checked` says whether the head's bytes are; raises as `load`.
     """
     files = [*(_File(part, checked=checked) for part in head), _File(dialogue, checked=True)]
-    held = []
-    for layer in range(len(caches)):
-        segments = [one for part in (*head, dialogue) for one in _segments(part, layer)]
-        rest = _collect(dialogue, f"{layer}.rest.", dialogue.load)
-        more = _collect(dialogue, f"{layer}.more.", dialogue.load)
-        before = _collect(head[-1], f"{layer}.rest.", head[-1].load) if head and more else {}
-        for name in before:
-            more[name] = torch.cat((before[name], more[name]), dim=1)
-        held.append((segments, rest | more, [one for file in files for one in file.blocks(layer)]))
+    _load(caches, (*head, dialogue), files, tokens)
+
+
+def _behind(
+    caches: Sequence[ContextCache], known: Sequence[tuple[int, int]], grown: int
+) -> dict[str, Tensor]:
+    """What the caches hold, `grown` tokens, behind parts with so many segments and rows outside of
+    segments of each layer."""
+    tensors: dict[str, Tensor] = {}
+    for layer, (cache, (first, before)) in enumerate(zip(caches, known, strict=True)):
+        segments, rest, name = cache.saved_segments(first), cache.saved_rest(), "rest"
+        for number, segment in enumerate(segments):
+            tensors |= _named(f"{layer}.segment.{number}.", segment)
+        if before and not segments and rest and rest["k"].shape[1] - before == grown:
+            rest |= {one: rest[one][:, before:] for one in ROWS}
+            name = "more"
+        tensors |= _named(f"{layer}.{name}.", rest)
+    return tensors
+
+
+def _load(
+    caches: Sequence[ContextCache], parts: Sequence[Part], files: Sequence[_File], tokens: int
+) -> None:
+    held = [
+        (
+            [one for part in parts for one in _segments(part, layer)],
+            _rest(parts, layer),
+            [one for file in files for one in file.blocks(layer)],
+        )
+        for layer in range(len(caches))
+    ]
     for cache, (segments, rest, stored) in zip(caches, held, strict=True):
         cache.load(segments, rest, tokens, stored)
+
+
+def _rest(parts: Sequence[Part], layer: int) -> dict[str, Tensor]:
+    """What of a layer is in no segment: the last part's, behind what it only adds to."""
+    found = []
+    for part in reversed(parts):
+        more = _collect(part, f"{layer}.more.", part.load)
+        found.append(more or _collect(part, f"{layer}.rest.", part.load))
+        if not more:
+            break
+    joined = [one for one in reversed(found) if one]
+    if len(joined) > 1:
+        rows = {name: torch.cat([one[name] for one in joined], dim=1) for name in ROWS}
+        return joined[-1] | rows
+    return joined[0] if joined else {}
+
+
+def _rows(parts: Sequence[Part], layer: int) -> int:
+    """How many tokens of a layer are in no segment."""
+    rows = 0
+    for part in reversed(parts):
+        for kind in ("more", "rest"):
+            name = f"{layer}.{kind}.k"
+            if name in part.names:
+                rows += part.tensor(name).shape[1]
+        if f"{layer}.more.k" not in part.names:
+            break
+    return rows
 
 
 def _numbers(part: Part, layer: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Bytes that a text takes in the library, known before it is read.
 
 The zones of the layers are walked through as a reading goes: a file for each piece, and a tail for
-what follows the last one. A text that is too short to be clustered is in its tail as it came.
+what follows the last one. Of a text that is too short to be clustered they have what it grew by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .caches import wave_lengths
+from .caches import is_clustered
 from .config import SessionConfig
 from .head import Head
 from .ingest import Document
@@ -54,40 +54,25 @@ def kept_bytes(
     tokens, wave = len(head.ids), config.wave
     if known >= tokens:
         return 0
-    layers = _Layers(model, config, dtype)
+    clusters = is_clustered(model, config, dtype, device, tokens)
+    layers = _Layers(model, config, dtype, clusters)
     total, pieces, begun, clustered_end = 0, 0, 0, wave.sink_tokens
-    clusters = _clusters(model, config, dtype, device, tokens)
     end = piece_end(0, wave, model.chunk_tokens)
-    while clusters and end <= tokens:
-        length = end - wave.window_tokens - clustered_end
-        clustered_end, pieces = clustered_end + length, pieces + 1
+    while end <= tokens:
+        lengths = [end - wave.window_tokens - clustered_end] if clusters else []
+        clustered_end, pieces = clustered_end + sum(lengths), pieces + 1
         if end > known:
-            total += layers.file_bytes(end - begun, end, [length], clustered_end)
+            total += layers.file_bytes(begun, end, lengths, clustered_end)
         begun, end = end, piece_end(end, wave, model.chunk_tokens)
-    shorter = []
+    shorter: list[int] = []
     while clusters and pending(tokens, clustered_end, wave) > wave.growth_tokens:
         stop = segment_end(clustered_end, wave, model.chunk_tokens)
         shorter.append(min(stop, tokens - wave.window_tokens) - clustered_end)
         clustered_end += shorter[-1]
-    total += layers.file_bytes(tokens - begun, tokens, shorter, clustered_end)
+    total += layers.file_bytes(begun, tokens, shorter, clustered_end)
     manifest = MANIFEST_BYTES + LISTED_BYTES * pieces
     texts = sum(map(_document_bytes, head.documents))
     return total + _on_pages(manifest) + texts + _on_pages(SPAN.itemsize * len(head.places))
-
-
-def _clusters(
-    model: ModelConfig,
-    config: SessionConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    tokens: int,
-) -> bool:
-    """Whether a text of so many tokens is clustered at all."""
-    wave = config.wave
-    waiting = pending(tokens, wave.sink_tokens, wave)
-    if config.cache == "dense" or waiting < min(wave.growth_tokens, wave.segment_tokens):
-        return False
-    return tokens > wave_lengths(model, config, dtype, device, expected=tokens).cluster()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +82,23 @@ class _Layers:
     model: ModelConfig
     config: SessionConfig
     dtype: torch.dtype
+    clustered: bool
 
-    def file_bytes(
-        self, tokens: int, held: int, segments: Sequence[int], clustered_end: int
-    ) -> int:
-        """Of the file of the last `tokens` of `held`, with segments of so many tokens."""
+    def file_bytes(self, begun: int, held: int, segments: Sequence[int], clustered_end: int) -> int:
+        """Of the file of the last of `held` tokens, those from `begun` on, with segments of so many
+        tokens."""
+        tokens = held - begun
         sizes = [TOKEN_ID_BYTES * tokens]
         row = self.model.kv_heads * self.model.head_dim * self.dtype.itemsize
         for layer in self.model.layers:
+            rest = held - (clustered_end - self.config.wave.sink_tokens)
             if layer.window is None:
                 for length in segments:
                     sizes.extend(self._segment(length))
-                rest = held - (clustered_end - self.config.wave.sink_tokens)
             else:
                 rest = min(held, layer.window - 1)
-            sizes += [rest * row] * 2
+            # What keeps every token is written once.
+            sizes += [(tokens if rest == held and not self.clustered else rest) * row] * 2
         data = sum(size + -size % (PAGE if size >= 16 * PAGE else 64) for size in sizes)
         header = HEADER_BYTES + TENSOR_BYTES * len(sizes) + CHECKSUM_BYTES * (data // CHUNK + 1)
         return _on_pages(header) + _on_pages(data)

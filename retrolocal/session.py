@@ -37,7 +37,7 @@ from .memory import context_tokens, require_positions
 from .models.config import read_config
 from .models.decoder import Decoder
 from .models.weights import checkpoint_dtype
-from .provenance import identity
+from .provenance import Provenance
 from .relief import Relief
 from .reply import AskOptions, Event, Reply
 from .room import Forecast, Room, size_in_bytes
@@ -143,8 +143,8 @@ class Session(Closing):
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
         if keeping is not None:
-            made = identity(folder, self.model_config, config, self.dtype, self.device)
-            self._shelf = Shelf(keeping, made, any_prefill=config.prefill == "auto")
+            made = Provenance(folder, self.model_config, config, self.dtype, self.device)
+            self._shelf = Shelf(keeping, made)
         self._heads = Heads(self._prompter, self._shelf)
         self._require_room(documents)
         began = time.monotonic()

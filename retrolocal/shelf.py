@@ -1,7 +1,7 @@
 """Between a session and the library: texts that have been read are found, continued and kept.
 
-A shelf knows how one session computes (its identity) and which entries it has open. Reading goes on
-when the library cannot take it: the user is told, once, and the text is not kept.
+A shelf knows how one session computes (its provenance) and which entries it has open. Reading goes
+on when the library cannot take it: the user is told, once, and the text is not kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import kept
 from .context import Context
@@ -37,9 +38,11 @@ from .library import (
 )
 from .library.entry import CHECKED_WHOLE
 from .library.reading import AGAIN
+from .provenance import Provenance
 
 MENDING = "from there on the document is read again"
 """What is done about damage."""
+OUTGROWN = "the corpus is now long enough for the index: it is read anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +65,12 @@ class Keeping:
 
 
 class Shelf:
-    def __init__(self, keeping: Keeping, identity: Identity, *, any_prefill: bool) -> None:
-        """`identity` as settled today, but for its prefix; with `any_prefill` a text that was read
-        in another way will do."""
+    def __init__(self, keeping: Keeping, made: Provenance) -> None:
         self._library, self._tell = keeping.library, keeping.tell
         self._told: set[str] = set()
         self._corpus, self._required = keeping.corpus, keeping.required
         self._grows = keeping.grows
-        self._identity = identity
-        self._wanted = replace(identity, prefill=None) if any_prefill else identity
+        self._made, self._wanted = made, made.wanted
         self._entries: dict[tuple[FileId, ...], Entry] = {}
         self._checked = keeping.checked
         self._distrusted: set[tuple[FileId, ...]] = set()
@@ -89,7 +89,7 @@ class Shelf:
 
     def known_tokens(self, opening: str, head: Sequence[int]) -> int:
         """How many tokens at the beginning of a head, behind `opening`, are kept."""
-        identity = replace(self._identity, prefix=opening)
+        identity = self._made.reading(opening, len(head))
         try:
             with self._library.longest_prefix(identity, head) as known:
                 return known.tokens
@@ -118,17 +118,20 @@ class Shelf:
         if self._load_entry(context, documents):
             yield from context.read_head()
             return
-        identity = replace(self._identity, prefix=opening)
+        identity = self._made.reading(opening, context.head_tokens)
         with ExitStack() as stack:
             try:
                 known = stack.enter_context(self._library.longest_prefix(identity, context.head))
                 known = self._sound(known)
+                outgrew = not known.tokens and self._outgrew(identity, context.head, documents)
             except LibraryError as error:
                 self._failed(error)
                 yield from context.read_head()
                 return
             for line in known.damage:
                 self._remark(_mended(line))
+            if outgrew:
+                self._remark(OUTGROWN)
             if known.tokens and context.tokens == 0:
                 self._load(context, known.segments, known.tokens)
             writer = self._writer(identity, documents, known, expected_bytes(known.tokens))
@@ -265,7 +268,7 @@ class Shelf:
         self, context: Context, documents: Sequence[Document]
     ) -> tuple[str, tuple[Segment, ...]] | None:
         """Key and parts of the head of `context`; None where the library does not have it."""
-        identity = replace(self._identity, prefix="")
+        identity = self._made.reading("", 0)
         parts: tuple[Segment, ...] = ()
         if documents:
             entry = self._find(documents)
@@ -273,6 +276,15 @@ class Shelf:
                 return None
             identity, parts = entry.identity, (*entry.segments(), entry.tail)
         return child_key(root_key(identity), context.head), parts
+
+    def _outgrew(
+        self, identity: Identity, head: Sequence[int], documents: Sequence[Document]
+    ) -> bool:
+        """Whether what is kept of a corpus is of no use because it was shorter then."""
+        if not identity.clustered or not self._of_corpus(_files(documents)):
+            return False
+        with self._library.longest_prefix(self._made.unclustered(identity), head) as shorter:
+            return shorter.tokens > 0
 
     def _sound(self, known: Prefix) -> Prefix:
         """What of a prefix is as it was written."""
@@ -342,10 +354,11 @@ class _Keeper:
     ) -> None:
         self._writer, self._context, self._failed = writer, context, failed
         self._pieces, self._tokens = len(known.segments), known.tokens
+        self._clustered = known.identity.clustered
         self._going = True
 
     def piece(self, tokens: int) -> None:
-        tensors = kept.piece_tensors(self._context.caches, self._pieces) if self._going else None
+        tensors = self._piece(tokens) if self._going and tokens > self._tokens else None
         if tensors is None:
             return
         ids = self._context.head[self._tokens : tokens]
@@ -363,12 +376,23 @@ class _Keeper:
     def finish(self, page_map: Callable[[], bytes]) -> None:
         if not self._going:
             return
-        tensors = kept.tail_tensors(self._context.caches, self._pieces)
+        tensors = self._tail()
         try:
             ids = np.array(self._context.head[self._tokens :], dtype=np.int64)
             self._writer.finish(ids, tensors, page_map())
         except LibraryError as error:
             self._failed(error)
+
+    def _piece(self, tokens: int) -> dict[str, Tensor] | None:
+        if self._clustered:
+            return kept.piece_tensors(self._context.caches, self._pieces)
+        return kept.more_tensors(self._context.caches, self._tokens, tokens)
+
+    def _tail(self) -> dict[str, Tensor]:
+        if self._clustered:
+            return kept.tail_tensors(self._context.caches, self._pieces)
+        context = self._context
+        return kept.more_tensors(context.caches, self._tokens, context.head_tokens)
 
 
 def document_of(

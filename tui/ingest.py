@@ -3,8 +3,9 @@
 How long it will take is said before it starts where an earlier run has measured it: the pace of a
 model on this machine is fitted while it reads (`time_left`) and remembered.
 
-The first Ctrl-C finishes the piece that is being read and keeps it, the second leaves at once;
-either way the next start goes on there. With --json every line on stdout is one object.
+The first Ctrl-C finishes the piece that is being read and keeps it, the second leaves at once; the
+next start goes on behind what is kept. What follows the last whole piece is kept with the end of
+the text only. With --json every line on stdout is one object.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ..room import Forecast
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
+from ..wave.zones import piece_end
 from .time_left import Pace, TimeLeft, about, spoken
 
 PACES = "reading.json"
@@ -200,14 +202,20 @@ def _read(
     began, clock, last = time.monotonic(), TimeLeft(), Progress("prefill", 0, 0)
     with _interruptible() as interrupted:
         for last in session.read_documents():
-            now = time.monotonic()
-            clock.advance(tokens - last.total + last.done, tokens, now)
+            now, read = time.monotonic(), tokens - last.total + last.done
+            clock.advance(read, tokens, now)
             _show(last, clock.seconds(now), now - began, report)
-            if interrupted() and last.done < last.total:
+            if interrupted() and read < tokens and not _in_a_piece(session, read, tokens):
                 pace.learn(clock.fit())
+                kept = session.documents_estimate().kept
                 report.say(
-                    {"event": "stopped", "done": last.done, "total": last.total},
-                    "stopped; what was read is kept: start it again to go on",
+                    {
+                        "event": "stopped",
+                        "done": last.done,
+                        "total": last.total,
+                        "kept_tokens": kept,
+                    },
+                    _stopped(kept, tokens, _piece_end(session, 0)),
                 )
                 return 130
     pace.learn(clock.fit())
@@ -217,6 +225,25 @@ def _read(
     facts: dict[str, Any] = {"event": "done", "name": name, "read_tokens": last.total}
     report.say(facts | {"seconds": round(seconds, 3)}, text)
     return 0
+
+
+def _in_a_piece(session: Session, read: int, tokens: int) -> bool:
+    """Whether of a text of so many tokens a piece is being read that can be kept."""
+    return _piece_end(session, read - 1) != read and _piece_end(session, read) <= tokens
+
+
+def _piece_end(session: Session, tokens: int) -> int:
+    return piece_end(tokens, session.config.wave, session.model_config.chunk_tokens)
+
+
+def _stopped(kept: int, tokens: int, first: int) -> str:
+    """What an interruption left of a text whose first piece has so many tokens."""
+    if not kept:
+        return (
+            f"stopped; nothing is kept of fewer than {first:,} tokens: started again, it begins "
+            "at the beginning"
+        )
+    return f"stopped; {kept:,} of {tokens:,} tokens are kept: start it again to go on"
 
 
 def ready_line(arguments: argparse.Namespace, names: Sequence[str]) -> str:

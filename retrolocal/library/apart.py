@@ -41,7 +41,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "weights", _hash(weights or identity.weights)
     yield "quant", str(quant).partition(",")[0]
     yield "dtype", identity.dtype
-    yield "cache", "dense" if identity.clustering is None else "wave"
+    yield "cache", "wave" if identity.clustered else "dense"
     for name in ("codec", "clustering", "prefill", "model", "rope"):
         yield from _flat(name, getattr(identity, name))
     for name in ("tokenizer", "prefix"):

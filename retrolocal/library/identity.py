@@ -49,7 +49,8 @@ class Identity:
     numerics: int
     """Epoch of the program's arithmetic: raised whenever a kernel begins to round differently."""
     prefill: Json = None
-    """How the text was read, with the resolved crossover: {"kind": "dense"}."""
+    """How the text was read, with the resolved crossover: {"kind": "dense"}; one that was too short
+    for the index has "clustered": False in it."""
     prefix: Json = None
     """What precedes the first document: template header, system text, dates, as text or ids."""
 
@@ -61,6 +62,12 @@ class Identity:
     def settled(self) -> bool:
         """Whether it names one set of numbers: nothing in it is "as stored"."""
         return self.prefill is not None and self.prefix is not None
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the text was long enough for the index, as far as there was one."""
+        read = self.prefill if isinstance(self.prefill, dict) else {}
+        return self.clustering is not None and read.get("clustered") is not False
 
     def facts(self) -> dict[str, Any]:
         """All fields and the format, as JSON."""
@@ -95,16 +102,15 @@ class Difference:
 def differences(saved: Identity, wanted: Identity) -> tuple[Difference, ...]:
     """The fields in which `saved` is not what is wanted, in the order of the fields.
 
-    Nested fields are named one by one. Where `wanted` is None in `prefill` or `prefix`, anything
-    saved will do.
+    Nested fields are named one by one. Where `wanted` is None in `prefill` or `prefix`, or in a
+    field of these, anything saved will do.
     """
     found: list[Difference] = []
     for field in fields(Identity):
         name = field.name
-        want = getattr(wanted, name)
-        if want is None and name in ("prefill", "prefix"):
-            continue
-        found.extend(_differences(name, getattr(saved, name), want))
+        may_be_open = name in ("prefill", "prefix")
+        values = getattr(saved, name), getattr(wanted, name)
+        found.extend(_differences(name, *values, may_be_open=may_be_open))
     return tuple(found)
 
 
@@ -141,10 +147,15 @@ def _hash(person: bytes, data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32, person=person).hexdigest()
 
 
-def _differences(name: str, saved: Any, wanted: Any) -> Iterator[Difference]:
+def _differences(name: str, saved: Any, wanted: Any, *, may_be_open: bool) -> Iterator[Difference]:
+    if may_be_open and wanted is None:
+        return
     if isinstance(saved, dict) and isinstance(wanted, dict):
         for key in sorted(saved.keys() | wanted.keys()):
-            yield from _differences(f"{name}.{key}", saved.get(key), wanted.get(key))
+            inside = may_be_open and key in wanted
+            yield from _differences(
+                f"{name}.{key}", saved.get(key), wanted.get(key), may_be_open=inside
+            )
     elif canonical.encode(saved) != canonical.encode(wanted):
         yield Difference(name, saved, wanted)
 

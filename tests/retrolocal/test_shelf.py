@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from retrolocal import kept
+from retrolocal.caches import layer_caches
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
+from retrolocal.crossover import Crossover
 from retrolocal.errors import IdentityError, LibraryError, SpaceError
+from retrolocal.hub import resolve_model
 from retrolocal.ingest import Document
 from retrolocal.library import Library
 from retrolocal.library.filesystem import DiskFileSystem
+from retrolocal.models.config import read_config
 from retrolocal.session import AskOptions, Reply, Session
 from retrolocal.shelf import Keeping, corpus_documents, document_of
 
 WAVE = WaveConfig(segment_tokens=256, growth_tokens=64, sink_tokens=4, window_tokens=16, least=64)
 CONFIG = SessionConfig(cache="wave", batch_size=100, wave=WAVE)
+DENSE, AUTO = replace(CONFIG, cache="dense"), replace(CONFIG, cache="auto")
 OPTIONS = AskOptions(sampling=SamplingConfig(temperature=0.0), max_new_tokens=12)
 WORDS = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split()
 
@@ -30,6 +38,18 @@ def library(tmp_path: Path) -> Library:
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     return write(tmp_path, "book.txt", 1)
+
+
+@pytest.fixture(autouse=True)
+def pays_from(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """From how many segments on the index pays; never, before it is told."""
+
+    def pay(segments: int | None) -> None:
+        measured = Crossover(decode=segments, prefill=None)
+        monkeypatch.setattr("retrolocal.caches.crossover", lambda shape, config: measured)
+
+    pay(None)
+    return pay
 
 
 def write(folder: Path, name: str, seed: int) -> Path:
@@ -75,21 +95,31 @@ def test_a_text_is_read_once(library: Library, book: Path) -> None:
     assert files(library) == kept
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3])
-def test_an_interrupted_reading_goes_on_to_the_same_bytes(
-    tmp_path: Path, book: Path, pieces: int
+def read_pieces(
+    documents: list[Document], library: Library, pieces: int, config: SessionConfig = CONFIG
 ) -> None:
-    whole, parts = Library(tmp_path / "whole"), Library(tmp_path / "parts")
-    document = document_of(book)
-    expected = ask([document], whole)
-    keeping = Keeping(library=parts, required=True)
-    with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
+    """A reading that is interrupted behind so many."""
+    keeping = Keeping(library=library, required=True)
+    with Session.open("builtin", config, documents=documents, keeping=keeping) as session:
         for progress in session.read_documents():
             if progress.done >= 20 + 256 * pieces:
                 break
+
+
+@pytest.mark.parametrize(
+    ("config", "pieces"), [(CONFIG, 1), (CONFIG, 2), (CONFIG, 3), (DENSE, 1), (DENSE, 3), (AUTO, 2)]
+)
+def test_an_interrupted_reading_goes_on_to_the_same_bytes(
+    tmp_path: Path, book: Path, config: SessionConfig, pieces: int
+) -> None:
+    whole, parts = Library(tmp_path / "whole"), Library(tmp_path / "parts")
+    document = document_of(book)
+    expected = ask([document], whole, config)
+    assert (expected.cache.clusters > 0) == (config is CONFIG)
+    read_pieces([document], parts, pieces, config)
     assert parts.find("book.txt").state == "running"
     assert len(parts.find("book.txt").segments) == pieces
-    found = ask([document], parts)
+    found = ask([document], parts, config)
     assert found.prefill_tokens == expected.prefill_tokens - 20 - 256 * pieces
     assert found.text == expected.text
     assert files(parts) == files(whole)
@@ -112,20 +142,93 @@ def test_what_came_from_standard_input_is_called_like_its_file(
     assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
 
 
-def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path) -> None:
+@pytest.mark.parametrize("config", [CONFIG, DENSE, AUTO])
+def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path, config: SessionConfig) -> None:
     more = write(tmp_path, "more.txt", 2)
     grown, fresh = Library(tmp_path / "grown"), Library(tmp_path / "fresh")
     both = [document_of(book), document_of(more)]
-    ask(both[:1], grown, corpus="shelf")
+    ask(both[:1], grown, config, corpus="shelf")
     segments = len(grown.find("shelf").segments)
     assert [d.text for d in corpus_documents(grown, "shelf")] == [both[0].text]
-    found = ask(corpus_documents(grown, "shelf") + both[1:], grown, corpus="shelf")
-    expected = ask(both, fresh, corpus="shelf")
+    found = ask(corpus_documents(grown, "shelf") + both[1:], grown, config, corpus="shelf")
+    expected = ask(both, fresh, config, corpus="shelf")
     assert segments > 2
     assert expected.prefill_tokens - found.prefill_tokens == 20 + 256 * segments - 0
     assert found.text == expected.text
     grown.collect()
     assert files(grown) == files(fresh)
+
+
+def test_a_corpus_that_grows_long_enough_for_the_index_is_read_anew(
+    library: Library, tmp_path: Path, book: Path, pays_from: Callable[[int | None], None]
+) -> None:
+    both, remarks = [document_of(book), document_of(write(tmp_path, "more.txt", 2))], list[str]()
+    first = ask(both[:1], library, AUTO, corpus="shelf")
+    pays_from(len(library.find("shelf").segments) + 1)
+    assert ask(both[:1], library, AUTO, corpus="shelf").prefill_tokens < first.prefill_tokens
+    grown = ask(both, library, AUTO, corpus="shelf", tell=remarks.append)
+    assert remarks == ["the corpus is now long enough for the index: it is read anew"]
+    assert (first.cache.clusters, grown.cache.clusters > 0) == (0, True)
+    assert grown.prefill_tokens == grown.prompt_tokens
+    assert len(library.find("shelf").segments) > 4
+
+
+def test_pieces_are_taken_up_only_as_they_were_read(
+    tmp_path: Path, book: Path, pays_from: Callable[[int | None], None]
+) -> None:
+    """Of one text, read with the index and without it."""
+    library, documents = Library(tmp_path / "library"), [document_of(book)]
+    read_pieces(documents, library, 2, AUTO)
+    unclustered = library.find("book.txt")
+    pays_from(1)
+    other = Library(tmp_path / "other")
+    expected, found = (ask(documents, place, AUTO) for place in (other, library))
+    assert found.cache.clusters == expected.cache.clusters > 0
+    assert found.prefill_tokens == expected.prefill_tokens == expected.prompt_tokens
+    with library.open("book.txt") as entry:
+        keys = {segment.key for segment in entry.segments()}
+    assert keys.isdisjoint(segment.key for segment in unclustered.segments)
+    assert files(other).items() <= files(library).items()
+
+
+def test_a_text_that_was_read_without_the_index_is_found_whatever_pays_today(
+    library: Library, book: Path, pays_from: Callable[[int | None], None]
+) -> None:
+    documents = [document_of(book)]
+    first = ask(documents, library, AUTO)
+    assert len(library.find("book.txt").segments) > 3
+    pays_from(1)
+    for config in (AUTO, replace(AUTO, prefill="dense"), CONFIG):
+        assert ask(documents, library, config).prefill_tokens < first.prefill_tokens
+    assert len(library.catalogue().manifests) == 1
+
+
+@pytest.mark.parametrize("config", [DENSE, AUTO])
+def test_a_text_that_was_kept_as_one_tail_opens(
+    tmp_path: Path, book: Path, config: SessionConfig
+) -> None:
+    """As texts that are not clustered once were."""
+    pieces, whole = Library(tmp_path / "pieces"), Library(tmp_path / "whole")
+    documents = [document_of(book)]
+    first = ask(documents, pieces, config)
+    text = pieces.find_text(documents[0].digest, documents[0].extractor)
+    assert text is not None
+    with pieces.open("book.txt") as entry:
+        parts = (*entry.segments(), entry.tail)
+        model = read_config(resolve_model("builtin"))
+        caches = layer_caches(model, config, torch.float32, torch.device("cpu"))
+        kept.load(caches, parts, entry.tokens)
+        ids = torch.cat([part.token_ids() for part in parts])
+        identity = replace(entry.identity, prefill={"kind": "dense"})
+        with whole.write(identity, [text]) as writer:
+            writer.finish(ids.numpy(), kept.tail_tensors(caches, 0), bytes(entry.page_map))
+    assert whole.find("book.txt").segments == ()
+    for opening in (config, replace(config, prefill="dense")):
+        found = ask(documents, whole, opening)
+        assert found.prefill_tokens < 100 < first.prefill_tokens
+        assert found.text == first.text
+    grown = ask([*documents, document_of(write(tmp_path, "more.txt", 2))], whole, config)
+    assert grown.prefill_tokens > 1000
 
 
 @pytest.mark.parametrize(
@@ -134,7 +237,7 @@ def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path) -> None:
         (replace(CONFIG, wave=replace(WAVE, index_type="f32")), "codec.index"),
         (replace(CONFIG, wave=replace(WAVE, segment_tokens=128)), "clustering.segment_tokens"),
         (replace(CONFIG, dtype="float32"), "dtype"),
-        (replace(CONFIG, cache="dense"), "clustering"),
+        (DENSE, "clustering"),
     ],
     ids=["index", "segment", "dtype", "dense"],
 )
@@ -173,7 +276,7 @@ AS_THE_PROGRAM = SessionConfig(cache="wave", wave=WaveConfig(store_type="int8"))
     ("words", "config"),
     [
         (150, replace(AS_THE_PROGRAM, cache="auto")),
-        (300, replace(CONFIG, cache="dense")),
+        (300, DENSE),
         (300, CONFIG),
         (300, replace(CONFIG, wave=replace(WAVE, store_type="int4", index_type="f32"))),
         (2500, AS_THE_PROGRAM),
@@ -195,25 +298,26 @@ def test_what_a_text_takes_on_the_disk_is_known_before(
     assert (expected.kept, library.find("text.txt").tokens) == (0, expected.tokens)
 
 
+@pytest.mark.parametrize("config", [CONFIG, DENSE, AUTO])
 def test_of_an_interrupted_reading_the_rest_is_still_to_be_written(
-    library: Library, book: Path
+    library: Library, book: Path, config: SessionConfig
 ) -> None:
     keeping = Keeping(library=library, required=True)
     documents = [document_of(book)]
-    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+    with Session.open("builtin", config, documents=documents, keeping=keeping) as session:
         whole = session.documents_estimate()
         for progress in session.read_documents():
             if progress.done >= 20 + 256 * 2:
                 break
     before = library.find("book.txt").bytes
-    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+    with Session.open("builtin", config, documents=documents, keeping=keeping) as session:
         left = session.documents_estimate()
         for _ in session.read_documents():
             pass
         assert (whole.kept, left.kept) == (0, 20 + 256 * 2)
         after = library.find("book.txt").bytes
         assert whole.disk > left.disk == pytest.approx(after - before, rel=0.15)
-    with Session.open("builtin", CONFIG, documents=documents, keeping=keeping) as session:
+    with Session.open("builtin", config, documents=documents, keeping=keeping) as session:
         assert session.documents_estimate().disk == 0
         assert session.documents_estimate().kept == whole.tokens
 
@@ -223,10 +327,9 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path, book: Pa
         def free_bytes(self) -> int:
             return expected.disk - 1
 
-    plain = replace(CONFIG, cache="dense")
     keeping = Keeping(library=Library(filesystem=Full(tmp_path / "full")), required=True)
     documents = [document_of(book)]
-    with Session.open("builtin", plain, documents=documents, keeping=keeping) as session:
+    with Session.open("builtin", DENSE, documents=documents, keeping=keeping) as session:
         expected = session.documents_estimate()
         with pytest.raises(SpaceError, match=r"book\.txt needs .* are free"):
             next(session.read_documents())

@@ -6,19 +6,23 @@ import io
 import json
 import re
 import shlex
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrolocal.cli import main
+from retrolocal.generate import Progress
 from retrolocal.library import Library
 from retrolocal.memory import MemoryEstimate
 from retrolocal.room import Forecast
 from retrolocal.shelf import corpus_documents
+from retrolocal.tui import ingest
 from retrolocal.tui.ingest import _expected, ready_line
 from retrolocal.tui.time_left import Pace, TimeLeft, about, spoken
 
@@ -65,6 +69,42 @@ def test_the_second_text_is_told_how_long_it_takes(
     assert 0 < second["seconds_expected"] < 3600  # type: ignore[operator]
     again = starts("2.txt")
     assert (again["kept"], again["seconds_expected"]) == (True, None)
+
+
+@pytest.mark.parametrize(("words", "kept"), [(1200, 0), (2200, 8260)])
+def test_what_an_interruption_left_is_said(
+    words: int,
+    kept: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(f"w{number}" for number in range(words)), encoding="utf-8")
+    command = ["ingest", "-m", "builtin", "--cache", "dense", "-b", "2048", str(path)]
+    show, shown = ingest._show, list[int]()
+
+    def interrupting(progress: Progress, *rest: Any) -> None:
+        show(progress, *rest)
+        if not shown:
+            signal.raise_signal(signal.SIGINT)
+        shown.append(progress.done)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest, "_show", interrupting)
+        assert main(command) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    if kept:
+        assert shown == [2048, 4096, 6144, 8192, kept]
+        assert re.fullmatch(r"stopped; 8,260 of [\d,]+ tokens are kept: start .* to go on", said)
+    else:
+        assert shown == [2048]
+        assert said.startswith("stopped; nothing is kept of fewer than 8,260 tokens: ")
+    assert main([*command, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [start] = [event for event in found if event["event"] == "start"]
+    assert start["kept_tokens"] == kept
+    assert found[-1]["read_tokens"] == start["tokens"] - kept
 
 
 def test_what_is_left_is_said_with_its_units() -> None:
