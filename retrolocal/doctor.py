@@ -19,10 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import __version__
 from .arguments import command_parser, parsed
+
+if TYPE_CHECKING:
+    from .hub.cache import CachedModel
 
 State = Literal["ok", "note", "problem"]
 GIB = 1 << 30
@@ -50,7 +53,7 @@ def doctor(words: Sequence[str]) -> int:
     arguments = parsed(doctor_parser(), words)
     if arguments is None:
         return 0
-    lines = list(examined(offline=arguments.offline))
+    lines = list(examined(offline=arguments.offline, deep=arguments.deep))
     well = all(line.state != "problem" for line in lines)
     if arguments.json:
         print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}))
@@ -63,17 +66,25 @@ def doctor_parser() -> argparse.ArgumentParser:
     """The options of `retrolocal doctor`."""
     parser = command_parser(
         "retrolocal doctor",
-        "retrolocal doctor [--offline] [--json]",
+        "retrolocal doctor [--deep] [--offline] [--json]",
         "Look at Python, PyTorch, the GPU, memory, disks, the Hub and the terminal, and say what "
         "to do where something is amiss. Exit code 1: something does not work.",
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="also read every byte of the models in the cache, against the SHA-256 they came with",
     )
     parser.add_argument("--offline", action="store_true", help="do not try to reach the Hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def examined(*, offline: bool) -> Iterator[Line]:
-    """Everything that is looked at, one line at a time; a check that fails is a line, too."""
+def examined(*, offline: bool, deep: bool = False) -> Iterator[Line]:
+    """Everything that is looked at, one line at a time; a check that fails is a line, too.
+
+    `deep`: also all bytes of the models in the Hub's cache.
+    """
     checks: tuple[Callable[[], Line], ...] = (
         _python,
         _torch,
@@ -90,6 +101,8 @@ def examined(*, offline: bool) -> Iterator[Line]:
     )
     for check in checks:
         yield check()
+    if deep:
+        yield from _models()
 
 
 def shown(line: Line) -> str:
@@ -250,6 +263,36 @@ def _hub(offline: bool) -> Line:
         reason = getattr(error, "reason", error)
         found = f"{ENDPOINT} cannot be reached ({' '.join(str(reason).split())[:120]})"
     return Line("hub", "note", found, "models on this machine work; connect to fetch others")
+
+
+def _models() -> Iterator[Line]:
+    from .errors import RetrolocalError
+    from .hub.cache import contents
+
+    try:
+        models = contents().models
+    except RetrolocalError as error:
+        yield Line("models", "problem", str(error), "models of the Hub cannot be used")
+        return
+    if not models:
+        yield Line("models", "ok", "none in the cache of the Hub")
+    for model in models:
+        yield _model(model)
+
+
+def _model(model: CachedModel) -> Line:
+    from .errors import ModelError
+    from .hub.cache import changed_files
+
+    name = f"{model.model}@{model.commit[:8]}"
+    mend = f"retrolocal rm {model.model}@{model.commit}, then pull it again"
+    try:
+        changed = changed_files(model)
+    except ModelError as error:
+        return Line("model", "problem", f"{name}: {error}", mend)
+    if changed:
+        return Line("model", "problem", f"{name}: {', '.join(changed)}: not as downloaded", mend)
+    return Line("model", "ok", f"{name}: every large file is as it was downloaded")
 
 
 def _terminal() -> Line:

@@ -6,6 +6,7 @@ this program needs of it is; nothing here uses the network.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from .refusals import said_plainly
 from .variables import require_library
 
 COMMIT = re.compile("[0-9a-f]{40}")
+SHA256 = re.compile("[0-9a-f]{64}")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = ("config.json", "tokenizer.json")
@@ -189,6 +191,27 @@ def contents() -> CacheContents:
     models.sort(key=lambda one: (-one.last_used, one.model, one.commit))
     problems = tuple(" ".join(str(warning).split()) for warning in found.warnings)
     return CacheContents(folder=folder, models=tuple(models), problems=problems)
+
+
+def changed_files(model: CachedModel) -> list[str]:
+    """Names of the files that are not what was downloaded, all their bytes read.
+
+    A large file lies in the cache under its SHA-256; of others, and where the file system has no
+    links, nothing can be said. Raises ModelError for what cannot be read.
+    """
+    changed = []
+    for path in sorted(model.folder.iterdir()):
+        blob = path.resolve().name
+        if not SHA256.fullmatch(blob):
+            continue
+        try:
+            with open_regular(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if digest != blob:
+            changed.append(path.name)
+    return changed
 
 
 def matching(name: HubName) -> list[CachedModel]:

@@ -46,7 +46,7 @@ def test_a_problem_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = Line("torch", "problem", "2.5.0", "pip install 'torch>=2.11'")
-    monkeypatch.setattr(doctor, "examined", lambda *, offline: iter([bad]))
+    monkeypatch.setattr(doctor, "examined", lambda **options: iter([bad]))
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out == ("torch      problem  2.5.0: pip install 'torch>=2.11'\n")
 

@@ -249,6 +249,30 @@ def test_rm_takes_quantised_copies_along(
     assert list(quantised_dir().iterdir()) == [left]
 
 
+def test_doctor_deep_reads_every_byte(hub: FakeHub, capsys: Captured, tmp_path: Path) -> None:
+    def deep() -> tuple[int, list[dict[str, Any]]]:
+        code = main(["doctor", "--deep", "--offline", "--json"])
+        lines = objects(capsys)[0]["lines"]
+        return code, [line for line in lines if line["name"] in ("model", "models")]
+
+    assert deep()[1][0]["found"] == "none in the cache of the Hub"
+    main(["pull", "org/model", "-q"])
+    capsys.readouterr()
+    [line] = deep()[1]
+    assert (line["state"], line["found"].partition("@")[0]) == ("ok", "org/model")
+    [weights] = {file for file in (tmp_path / "hub").rglob("blobs/*") if len(file.name) == 64}
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o600)
+    weights.write_bytes(data)
+    code, [line] = deep()
+    assert code == 1
+    assert line["found"].endswith(": model.safetensors: not as downloaded")
+    assert main(["rm", line["advice"].split()[2].rstrip(",")]) == 0
+    capsys.readouterr()
+    assert deep()[1][0]["name"] == "models"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
