@@ -89,7 +89,7 @@ class Entry(Closing):
 
     @property
     def tail(self) -> Segment:
-        """The unclustered rest, possibly of no tokens."""
+        """What follows the last segment, possibly no tokens."""
         assert self._tail is not None
         return self._tail
 

@@ -127,7 +127,7 @@ def child_key(parent: str, token_ids: TokenIds) -> str:
 
 
 def tail_key(parent: str, token_ids: TokenIds) -> str:
-    """The key of the unclustered rest with these tokens behind `parent`."""
+    """The key of the tail with these tokens behind `parent`."""
     return _hash(b"retrolocal tail", bytes.fromhex(parent) + token_bytes(token_ids))
 
 

@@ -89,7 +89,7 @@ class Manifest:
     segments: tuple[TensorFile, ...] = ()
     """In the order of the text; each key is the child of the one before."""
     tail: TensorFile | None = None
-    """The unclustered rest; None while running."""
+    """What follows the segments; None while running."""
     page_map: Blob | None = None
     """Token -> document, page, characters: at most 16 bytes a token."""
     facts: dict[str, Any] = field(default_factory=dict)

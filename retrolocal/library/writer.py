@@ -94,7 +94,7 @@ class Writer(Closing):
         page_map: bytes = b"",
         facts: Mapping[str, Json] = {},
     ) -> str:
-        """Saves the unclustered rest and the page map, completes the entry and returns its key.
+        """Saves the rest and the page map, completes the entry and returns its key.
 
         `token_ids` and `tensors` are those of the rest (possibly no tokens); `facts` are kept with
         the entry. An earlier complete version of the entry is replaced, and what nothing else

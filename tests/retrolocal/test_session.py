@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import torch
 import retrolocal
 from retrolocal import memory
 from retrolocal.config import SessionConfig, WaveConfig
-from retrolocal.crossover import Crossover, Shape
+from retrolocal.crossover import Crossover, Shape, crossover
 from retrolocal.errors import (
     ContextError,
     DocumentError,
@@ -119,6 +120,21 @@ def test_auto_is_wave_from_the_measured_length_on(
     long.write_text("some words of a book " * 100)
     assert reply(session.stream("a", [long], options=SHORT)).cache.kind == kind
     assert reply(session.stream("a", options=SHORT)).cache.kind == "dense"
+
+
+def test_what_pays_is_measured_once_where_nothing_can_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text is named after how it is read, and read so."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("retrolocal.remembered.cache_dir", lambda: tmp_path / "file")
+    timed = itertools.count(1)
+    monkeypatch.setattr("retrolocal.crossover._first_won", lambda *race: next(timed))
+    shape = Shape(
+        q_heads=2, kv_heads=1, head_dim=16, dtype=torch.float32, device=torch.device("cpu")
+    )
+    config = WaveConfig(segment_tokens=128, growth_tokens=64)
+    assert crossover(shape, config) == crossover(shape, config) == Crossover(decode=1, prefill=2)
 
 
 def test_logits_leave_the_conversation_alone(session: Session) -> None:

@@ -188,6 +188,8 @@ def test_pieces_are_taken_up_only_as_they_were_read(
     with library.open("book.txt") as entry:
         keys = {segment.key for segment in entry.segments()}
     assert keys.isdisjoint(segment.key for segment in unclustered.segments)
+    with pytest.raises(LibraryError, match=r"unfinished, cache dense\).*|complete, cache wave\)"):
+        library.find("book.txt")
     assert files(other).items() <= files(library).items()
 
 
