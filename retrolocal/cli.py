@@ -12,7 +12,9 @@ import contextlib
 import gc
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,7 @@ Read a document and ask about it:  retrolocal chat -f book.pdf
 
 MODEL_COMMANDS = {"pull": "pull", "list": "list", "ls": "list", "show": "show", "rm": "rm"}
 """What people type -> the command."""
+AGAIN_SECONDS = 0.05
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
         _name_stdout(sys.stdout)
     try:
-        return _run(words)
+        with _interrupts_kept():
+            return _run(words)
     except RetrolocalError as error:
         with contextlib.suppress(BrokenPipeError):
             print(f"retrolocal: {error}", file=sys.stderr)
@@ -95,6 +99,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"retrolocal: {about}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """An interrupt that comes where Python ignores exceptions comes again a moment later.
+
+    Compiling code takes seconds at a time and calls back: there a Ctrl-C would be printed and lost.
+    """
+    before = sys.unraisablehook
+
+    def ignored(problem: sys.UnraisableHookArgs) -> None:
+        if issubclass(problem.exc_type, KeyboardInterrupt):
+            main_thread = threading.main_thread().ident
+            again = threading.Timer(
+                AGAIN_SECONDS, signal.pthread_kill, (main_thread, signal.SIGINT)
+            )
+            again.daemon = True
+            again.start()
+        else:
+            before(problem)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _name_stdout(stdout: io.TextIOWrapper) -> None:

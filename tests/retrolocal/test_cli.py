@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from retrolocal import cli
 from retrolocal.cli import chat_parser, main
 from retrolocal.kernels import compiled
 
@@ -309,3 +312,22 @@ def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As it comes while LLVM compiles: Python ignores what a callback of C code raises."""
+
+    @ctypes.CFUNCTYPE(None)
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def compiling(words: Sequence[str]) -> int:
+        interrupted()
+        time.sleep(10)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", compiling)
+    assert main(["chat"]) == 130
+    assert capfd.readouterr() == ("", "")
