@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
@@ -10,12 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from retrolocal import cli
 from retrolocal.cli import chat_parser, main
 from retrolocal.kernels import compiled
 
@@ -314,20 +311,27 @@ def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_interrupt_in_a_callback_is_not_lost(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+INTERRUPTED = """
+import ctypes, signal, sys, time
+from retrolocal import cli
+
+@ctypes.CFUNCTYPE(None)
+def interrupted():
+    raise KeyboardInterrupt
+
+def compiling(words):
+    interrupted()
+    time.sleep(10)
+    return 0
+
+# Whoever started the tests in the background had it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli._run = compiling
+sys.exit(cli.main(["chat"]))
+"""
+
+
+def test_an_interrupt_in_a_callback_is_not_lost() -> None:
     """As it comes while LLVM compiles: Python ignores what a callback of C code raises."""
-
-    @ctypes.CFUNCTYPE(None)
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    def compiling(words: Sequence[str]) -> int:
-        interrupted()
-        time.sleep(10)
-        return 0
-
-    monkeypatch.setattr(cli, "_run", compiling)
-    assert main(["chat"]) == 130
-    assert capfd.readouterr() == ("", "")
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
