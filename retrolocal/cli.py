@@ -64,6 +64,7 @@ Read a document and ask about it:  retrolocal chat -f book.pdf
 MODEL_COMMANDS = {"pull": "pull", "list": "list", "ls": "list", "show": "show", "rm": "rm"}
 """What people type -> the command."""
 AGAIN_SECONDS = 0.05
+"""After which an interrupt that Python ignored comes again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
