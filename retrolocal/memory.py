@@ -125,36 +125,49 @@ def chunk_bytes(
     """Bytes at the peak of reading a chunk of a text, beside weights and caches.
 
     The activations of one layer, a segment that is being clustered, and the keys and values of the
-    chunk as they came, where the store rounds them, in case its reading is interrupted. Beyond a
-    chunk the length of the text is no part of it: exact attention looks at segments in turn.
+    chunk as they came, where the store rounds them, in case its reading is interrupted. A segment
+    is complete with the chunk behind it where both are as long, and that may be a short one. Beyond
+    it the length of the text is no part of it: exact attention looks at segments in turn.
     """
-    chunk_tokens = min(tokens, chunk_tokens)
     inner = config.intermediate_size
     if config.experts is not None:
         chosen = config.experts.per_token
         inner = max(inner, chosen * (config.experts.intermediate_size + config.hidden_size))
     projected = (config.heads + 2 * config.kv_heads) * config.head_dim
     per_token = 3 * config.hidden_size + 3 * max(config.hidden_size + inner, projected)
-    together = originals = 0
-    if wave is not None:
-        together = min(tokens, wave.segment_tokens)
+    taken = min(tokens, chunk_tokens) * per_token * element_bytes
+    complete = 0 if wave is None else wave.sink_tokens + wave.segment_tokens + wave.window_tokens
+    if wave is not None and tokens >= complete:
+        before = (complete - 1) // chunk_tokens * chunk_tokens
+        beside, originals = min(chunk_tokens, tokens - before), 0
         if wave.store_type in CODED:
             whole = sum(layer.window is None for layer in config.layers)
-            row_bytes = 2 * config.head_dim * element_bytes
-            originals = whole * chunk_tokens * config.kv_heads * row_bytes
-    clustering = together * config.kv_heads * config.head_dim * 16
-    activations = chunk_tokens * per_token * element_bytes
-    return activations + config.vocab_size * 8 + clustering + originals
+            originals = whole * config.kv_heads * 2 * config.head_dim * element_bytes
+        clustering = clustering_bytes(config, wave.segment_tokens)
+        taken = max(taken, beside * (per_token * element_bytes + originals) + clustering)
+    return taken + config.vocab_size * 8
+
+
+def clustering_bytes(config: ModelConfig, tokens: int) -> int:
+    """Bytes in use while a segment of so many tokens of one layer is being clustered."""
+    return tokens * config.kv_heads * config.head_dim * 16
 
 
 def answer_bytes(config: ModelConfig, *, tokens: int, wave: WaveConfig | None) -> int:
-    """Bytes at the peak of finding what an answer was read from, beside weights and caches.
+    """Bytes at the peak of an answer, beside weights and caches.
 
-    Of each token its share of the attention and its place in a document; of one KV head the keys
-    of the index in float32, twice while they are put together.
+    While what it was read from is found: of each token its share of the attention and its place in
+    a document; of one KV head the keys of the index in float32, twice while they are put together.
+    Or while the rest of a text, that was too short for a segment, is clustered.
     """
-    clusters = 0 if wave is None else tokens // wave.cluster_tokens
-    return tokens * TOLD_BYTES + clusters * config.head_dim * 8
+    if wave is None:
+        return tokens * TOLD_BYTES
+    rest = max(0, tokens - wave.sink_tokens - wave.window_tokens) % wave.segment_tokens
+    clusters = tokens // wave.cluster_tokens
+    return max(
+        tokens * TOLD_BYTES + clusters * config.head_dim * 8,
+        clustering_bytes(config, rest) if rest >= wave.growth_tokens else 0,
+    )
 
 
 def available_bytes() -> int:

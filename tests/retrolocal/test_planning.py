@@ -444,18 +444,19 @@ def write_wide_model(tiny_model: Path, folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are in other units")
-def test_memory_is_what_was_planned(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["dense", "wave"])
+def test_memory_is_what_was_planned(tiny_model: Path, tmp_path: Path, cache: str) -> None:
     folder, text = tmp_path / "wide", tmp_path / "text.txt"
     folder.mkdir()
     write_wide_model(tiny_model, folder)
-    text.write_text("abcdefgh ijk lmnop. " * 1500)
-    given = ["-m", str(folder), "-f", str(text), "--cache", "dense"]
+    text.write_text("abcdefgh ijk lmnop. " * 500)
+    given = ["-m", str(folder), "-f", str(text), "--cache", cache]
     planned = json.loads(output([sys.executable, "-m", "retrolocal", "plan", *given, "--json"]))
     asked = ["chat", *given, "-p", "hi", "-n", "2", "--plain", "--no-store", "-q"]
     printed = output([sys.executable, "-c", PEAK, *asked])
     measured = int(printed.rpartition("PEAK ")[2])
     assert planned["total"] == pytest.approx(measured, rel=0.1)
-    assert planned["total"] > planned["program"] * 1.5
+    assert planned["total"] > planned["program"] * 1.2
 
 
 def output(words: list[str]) -> str:
