@@ -207,14 +207,20 @@ def _caches() -> Line:
 
 
 def _library() -> Line:
-    from .errors import SettingsError, UsageError
+    from .errors import RetrolocalError, SettingsError, UsageError
+    from .library import Library
     from .paths import library_dir
 
+    otherwise = "nothing that is read can be kept"
     try:
         folder = library_dir()
     except (SettingsError, UsageError) as error:
         return Line("library", "problem", str(error), "no command that reads settings runs")
-    return _folder("library", folder, "nothing that is read can be kept")
+    try:
+        Library(folder).catalogue()
+    except RetrolocalError as error:
+        return Line("library", "problem", str(error), otherwise)
+    return _folder("library", folder, otherwise)
 
 
 def _state() -> Line:

@@ -86,6 +86,18 @@ def test_a_broken_configuration_is_a_line(
     assert line.startswith(f"library    problem  {broken}")
 
 
+def test_a_folder_that_is_no_library_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("RETROLOCAL_LIBRARY", str(tmp_path))
+    assert doctor._library().state != "problem"
+    (tmp_path / "letters.txt").write_text("mine")
+    line = doctor._library()
+    assert line.state == "problem"
+    assert "not a retrolocal library" in line.found
+
+
 def test_a_variable_that_makes_no_sense_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HTTPS_PROXY", "http://x:abc")
