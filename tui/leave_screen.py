@@ -51,5 +51,6 @@ def leaving_question(activity: Activity) -> str:
     if activity.stage == "downloading":
         return "The model is being downloaded. Leave?\nThe next start goes on where this stops."
     if activity.stage == "prefilling":
-        return "The documents are being read. Leave?\nThe next start goes on where this stops."
+        kept = "The next start goes on behind the last piece that is kept."
+        return f"The documents are being read. Leave?\n{kept}"
     return "The model is being loaded. Leave?"
