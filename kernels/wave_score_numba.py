@@ -150,16 +150,6 @@ def finish(scores, factors, variances, logs, shift, norm):
 
 
 @jit()
-def _ask(w, h, s, level, start, stop, line):
-    """Asks for what `_products` reads of clusters (or groups) start ... stop of segment s."""
-    table = i8(w, TABLE)
-    first = h * (table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS])
-    for byte in range((first + start) * line, (first + stop) * line, LINE):
-        touch(table[s, level] + byte)
-    _ask_numbers(w, s, level, first + start, first + stop)
-
-
-@jit()
 def _ask_numbers(w, s, level, start, stop):
     """Asks for scales and spreads of rows start ... stop - 1 of all heads."""
     table = i8(w, TABLE)
@@ -350,48 +340,52 @@ def find(w, h):
 
 
 @jit()
+def _list_found(w, h, s, clusters, sizes, logs, factors, variances, lines, kind):
+    """Addresses of clusters of segment s, and what `finish` needs of each."""
+    table, logs_of = i8(w, TABLE), f4(w, LOGS)[0]
+    held, line = table[s, S_CLUSTERS], w[DIM] * kind.itemsize
+    rows = table[s, FINE] + h * held * line
+    scales = scales_of(w, h, table[s, FINE + 2], held)
+    spreads = carray(pointer(table[s, FINE + 3] + h * held * 2), held, np.uint16)
+    # All are asked for before the first is waited for.
+    for i in range(len(clusters)):
+        c = np.int64(clusters[i])
+        lines[i] = rows + c * line
+        for byte in range(0, line, LINE):
+            touch(lines[i] + byte)
+        touch(address(spreads) + 2 * c)
+        if w[SCALED]:
+            touch(address(scales) + 4 * c)
+    for i in range(len(clusters)):
+        c = np.int64(clusters[i])
+        logs[i] = logs_of[sizes[i]]
+        factors[i] = to_float(scales[c, 0]) if w[SCALED] else np.float32(1.0)
+        variances[i] = to_float(spreads[c]) if w[SECOND_ORDER] else np.float32(0.0)
+
+
+@jit()
 def score_found(w, kind, task):
-    """Pass 3: log masses of a part of the grouped candidates; neighbours are scored together."""
+    """Pass 3: log masses of a part of the grouped candidates, segment by segment."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
-    n, logs_of = i8(w, FOUND)[h, 0], f4(w, LOGS)[0]
-    line = w[DIM] * kind.itemsize
+    n = i8(w, FOUND)[h, 0]
     at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
-    base, n = np.empty(count, np.float32), end - at
-    lines = np.empty(n, np.int64)
+    base, lines = np.empty(count, np.float32), np.empty(end - at, np.int64)
     logs, factors, variances = (
-        np.empty(n, np.float32),
-        np.empty(n, np.float32),
-        np.empty(n, np.float32),
+        np.empty(end - at, np.float32),
+        np.empty(end - at, np.float32),
+        np.empty(end - at, np.float32),
     )
     masses = f4(w, FINE_MASS)[h * count : (h + 1) * count]
     while at < end:
         s, first = np.int64(places[at]), at
         while at < end and places[at] == s:
-            c, run = np.int64(clusters[at]), 1
-            while at + run < end and places[at + run] == s and clusters[at + run] == c + run:
-                run += 1
-            if at + run < end:
-                next_s, next_c = np.int64(places[at + run]), np.int64(clusters[at + run])
-                _ask(w, h, next_s, FINE, next_c, next_c + run, line)
-            for i in range(at - first, at - first + run):
-                logs[i] = logs_of[sizes[first + i]]
-            _products(
-                w,
-                h,
-                s,
-                FINE,
-                c,
-                c + run,
-                masses,
-                at,
-                factors[at - first :],
-                variances[at - first :],
-                lines,
-                kind,
-            )
-            at += run
+            at += 1
+        _list_found(
+            w, h, s, clusters[first:at], sizes[first:at], logs, factors, variances, lines, kind
+        )
         _bases(w, h, s, base)
+        dots(f4(w, Q), h * count, count, lines, at - first, masses, first, kind)
         _log_masses(w, h, masses, first, at, factors, variances, logs, base)
 
 
