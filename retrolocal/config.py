@@ -71,11 +71,11 @@ class WaveConfig:
     """Tokens that may be retrieved however short the text is ..."""
     most: int = 10240
     """... and however long; per layer and KV head, with `budget` None."""
-    sure: float = 0.01
+    sure: float = 0.1
     """Attention is sharp when the groups that would not be looked into claim less than this share
     of the mass. They are not believed, because a mean hides a lone token: ..."""
     sharp_descend: float = 0.2
-    """... this share of the groups is looked into ..."""
+    """... this share of the groups is looked into, or 4,096 of them if that is more ..."""
     sharp_cap: float = 0.04
     """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
     believed to be left."""

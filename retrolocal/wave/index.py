@@ -17,6 +17,8 @@ SHORT_GROUPS = 512
 """Up to so many groups (65,536 tokens) looking into more of them costs little ..."""
 SHORT_LEAST = 256
 """... so that at least this many are looked into: a mean hides a lone token."""
+SHARP_GROUPS = 4096
+"""Up to so many groups are all looked into where attention is sharp, whatever share they are."""
 
 
 def selection(config: WaveConfig) -> Selection:
@@ -46,18 +48,31 @@ def selection(config: WaveConfig) -> Selection:
     return Selection(descend=config.descend, tokens=config.budget, whole=True)
 
 
+def for_length(chosen: Selection, groups: int) -> Selection:
+    """The same in a text of so many groups."""
+    sharp = max(chosen.sharp_descend, min(1.0, SHARP_GROUPS / max(1, groups)))
+    least = chosen.least_groups
+    if groups <= SHORT_GROUPS:
+        least = max(least, SHORT_LEAST)
+    return replace(chosen, least_groups=least, sharp_descend=sharp)
+
+
 class WaveIndex:
     """Segments are appended and never change; nothing is copied when one comes."""
 
     def __init__(self, config: WaveConfig) -> None:
-        self._long = selection(config)
-        least = max(self._long.least_groups, SHORT_LEAST)
-        self._short = replace(self._long, least_groups=least)
+        self._config = config
+        self._selected = 0, selection(config)
         self.segments = SegmentTable()
 
     @property
     def _selection(self) -> Selection:
-        return self._short if self.segments.totals.groups <= SHORT_GROUPS else self._long
+        groups, chosen = self._selected
+        if self.segments.totals.groups != groups:
+            groups = self.segments.totals.groups
+            chosen = for_length(selection(self._config), groups)
+            self._selected = groups, chosen
+        return chosen
 
     def append(self, segment: Segment) -> None:
         self.segments.append(segment)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retrolocal.config import WaveConfig
 from retrolocal.errors import UsageError
-from retrolocal.wave.index import selection
+from retrolocal.wave.index import for_length, selection
 from retrolocal.wave.zones import (
     fewest_tokens,
     groups,
@@ -95,6 +95,18 @@ def test_a_query_adapts_by_default() -> None:
     assert not chosen.whole
     assert chosen.clusters == math.inf
     assert chosen.estimated == 1.0
+
+
+@pytest.mark.parametrize(
+    ("groups", "least", "share"),
+    [(512, 256, 1.0), (513, 64, 1.0), (4096, 64, 1.0), (8192, 64, 0.5), (100_000, 64, 0.2)],
+)
+def test_sharp_attention_looks_everywhere_in_all_but_very_long_texts(
+    groups: int, least: int, share: float
+) -> None:
+    chosen = for_length(selection(WaveConfig()), groups)
+    assert (chosen.least_groups, chosen.sharp_descend) == (least, share)
+    assert chosen.descend == WaveConfig().descend
 
 
 @given(st.floats(0.0001, 1.0))
