@@ -76,9 +76,9 @@ class WaveConfig:
     of the mass. They are not believed, because a mean hides a lone token: ..."""
     sharp_descend: float = 0.2
     """... this share of the groups is looked into, or 4,096 of them if that is more ..."""
-    sharp_cap: float = 0.04
-    """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass is
-    believed to be left."""
+    sharp_cap: float = 0.03
+    """... and this share of the tokens retrieved (twice `least` if that is more; 4 % where there
+    are more groups than that), whatever mass is believed to be left."""
     prefill_descend: float = 0.06
     """Wave prefill: share of the groups that a block of queries looks into ..."""
     prefill_cap: float = 0.01

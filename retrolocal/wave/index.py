@@ -19,6 +19,8 @@ SHORT_LEAST = 256
 """... so that at least this many are looked into: a mean hides a lone token."""
 SHARP_GROUPS = 4096
 """Up to so many groups are all looked into where attention is sharp, whatever share they are."""
+LONG_SHARP_TOKENS = 0.04
+"""Share of the tokens that sharp attention retrieves at least where there are more groups."""
 
 
 def selection(config: WaveConfig) -> Selection:
@@ -51,10 +53,12 @@ def selection(config: WaveConfig) -> Selection:
 def for_length(chosen: Selection, groups: int) -> Selection:
     """The same in a text of so many groups."""
     sharp = max(chosen.sharp_descend, min(1.0, SHARP_GROUPS / max(1, groups)))
-    least = chosen.least_groups
+    least, tokens = chosen.least_groups, chosen.sharp_tokens
     if groups <= SHORT_GROUPS:
         least = max(least, SHORT_LEAST)
-    return replace(chosen, least_groups=least, sharp_descend=sharp)
+    elif groups > SHARP_GROUPS:
+        tokens = max(tokens, LONG_SHARP_TOKENS)
+    return replace(chosen, least_groups=least, sharp_descend=sharp, sharp_tokens=tokens)
 
 
 class WaveIndex:

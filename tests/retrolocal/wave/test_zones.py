@@ -98,14 +98,21 @@ def test_a_query_adapts_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "least", "share"),
-    [(512, 256, 1.0), (513, 64, 1.0), (4096, 64, 1.0), (8192, 64, 0.5), (100_000, 64, 0.2)],
+    ("groups", "least", "share", "tokens"),
+    [
+        (512, 256, 1.0, 0.03),
+        (513, 64, 1.0, 0.03),
+        (4096, 64, 1.0, 0.03),
+        (8192, 64, 0.5, 0.04),
+        (100_000, 64, 0.2, 0.04),
+    ],
 )
 def test_sharp_attention_looks_everywhere_in_all_but_very_long_texts(
-    groups: int, least: int, share: float
+    groups: int, least: int, share: float, tokens: float
 ) -> None:
     chosen = for_length(selection(WaveConfig()), groups)
     assert (chosen.least_groups, chosen.sharp_descend) == (least, share)
+    assert chosen.sharp_tokens == tokens
     assert chosen.descend == WaveConfig().descend
 
 
