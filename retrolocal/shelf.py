@@ -413,11 +413,7 @@ def document_of(
 
 def corpus_documents(library: Library, name: str) -> list[Document]:
     """The documents of the corpus `name`; raises LibraryError when there is none."""
-    documents = []
-    with library.open(name, kind="corpus") as entry:
-        for number in range(len(entry.documents)):
-            documents.append(Document.from_json(entry.outline(number), entry.text(number)))
-    return documents
+    return [Document.from_json(text.outline, text.text) for text in library.corpus_texts(name)]
 
 
 def known_document(library: Library, unread: Unread) -> Document | None:

@@ -82,11 +82,16 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
     """Those of the corpus, if there is one, and those named that it does not have."""
     documents: list[Document] = []
     corpus = arguments.corpus
-    if corpus is not None and any(
-        found.kind == "corpus" and found.state == "complete"
-        for found in library.catalogue().named(corpus)
-    ):
-        documents = corpus_documents(library, corpus)
+    if corpus is not None:
+        catalogue = library.catalogue()
+        named = [found for found in catalogue.named(corpus) if found.kind == "corpus"]
+        if any(found.state == "complete" for found in named):
+            documents = corpus_documents(library, corpus)
+        elif not named and catalogue.problems:
+            report.remark(
+                f"{corpus} is begun anew; if it was there before, it is one of the entries that "
+                f"cannot be read ({len(catalogue.problems)}, see retrolocal library list)"
+            )
     known = {document.digest for document in documents}
     older = {document.name for document in documents} - {STDIN}
     there: list[str] = []

@@ -160,6 +160,23 @@ class Library:
                         return text_of(self._fs, document)
         return None
 
+    def corpus_texts(self, name: str) -> list[DocumentText]:
+        """The texts of the complete corpus `name`, whatever became of what was read of them.
+
+        Raises LibraryError when there is none, or more than one, DamagedError for a text.
+        """
+        with self._opening():
+            catalogue = self.catalogue()
+            found = [
+                manifest
+                for manifest in catalogue.named(name)
+                if (manifest.kind, manifest.state) == ("corpus", "complete")
+            ]
+            if not found:
+                raise LibraryError(self._absent(catalogue, name))
+            _one_key(name, found)
+            return [text_of(self._fs, document) for document in found[0].documents]
+
     def longest_prefix(self, identity: Identity, token_ids: TokenIds) -> Prefix:
         """The longest run of stored segments that `token_ids` begins with.
 

@@ -204,6 +204,40 @@ def test_a_file_that_changed_is_said_to_be_there_twice(
     assert remarks([book], "my notes", tiny_model, capsys) == ["book.txt is there already"]
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_corpus_that_lost_a_part_is_read_again(
+    removed: bool, tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one and two " * 200, encoding="utf-8")
+    assert remarks([book], "notes", tiny_model, capsys) == []
+    library = Library()
+    tail = library.find("notes").tail
+    assert tail is not None
+    [path] = library.path.rglob(f"{tail.key}*")
+    if removed:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:500])
+    found = remarks([book], "notes", tiny_model, capsys)
+    assert found[0] == "book.txt is there already"
+    assert path.name in found[1]
+    assert found[1].endswith("from there on the document is read again")
+    assert library.verify("notes", deep=True).problems == ()
+
+
+def test_a_corpus_whose_manifest_is_damaged_is_not_begun_anew_in_silence(
+    tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one", encoding="utf-8")
+    remarks([book], "notes", tiny_model, capsys)
+    [manifest] = (Library().path / "entries").glob("*.json")
+    manifest.write_bytes(manifest.read_bytes().replace(b"notes", b"motes"))
+    [found] = remarks([book], "notes", tiny_model, capsys)
+    assert found.startswith("notes is begun anew; if it was there before, it is one of the entries")
+
+
 def test_of_many_files_that_are_there_a_few_are_named(
     tiny_model: Path, tmp_path: Path, capsys: Captured
 ) -> None:
