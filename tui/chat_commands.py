@@ -219,7 +219,8 @@ class ChatCommands:
         chat = self._current(partial)
         if chat is None or not self._screen.settings.keeps_chats:
             return None
-        if chat.turns != self._written:
+        known = () if self._saved is None else self._saved.documents
+        if chat.turns != self._written or not set(chat.documents) <= set(known):
             try:
                 self._saved = self.store.save(chat)
             except DataError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,29 @@ def test_another_chat_is_opened_with_what_was_kept_of_it(state: Path) -> None:
         assert [chat.updated for chat in store(state).list()] == updated
 
     play(scene, state=state)
+
+
+def test_a_file_that_was_added_is_kept_though_nothing_was_asked_of_it(state: Path) -> None:
+    path = state.parent / "more.txt"
+    path.write_text("more")
+    added = replace(a_document(), path=str(path))
+
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.answered("why", "because")
+        await command(stage, f"/file {path}")
+        call = await stage.call("documents")
+        call.emit(DocumentsRead((added,)))
+        call.give(None)
+        await stage.until(lambda: stage.chat.desk.documents)
+        await stage.pilot.press("ctrl+q")
+        await stage.until(lambda: stage.app._exit or "Leave?" in stage.text())
+        await stage.pilot.press("y")
+        await stage.until(lambda: stage.app._exit)
+
+    play(scene, state=state)
+    [chat] = store(state).list()
+    assert store(state).load(chat.id).documents == (str(path),)
 
 
 def test_a_reopened_answer_says_how_it_ended_and_what_it_was_read_from(state: Path) -> None:
