@@ -30,8 +30,9 @@ def model_options(group: _ArgumentGroup) -> None:
         metavar="MODEL",
         default=environment("MODEL"),
         help="a folder, a Hub id (org/name[@revision]), or builtin: a tiny model that comes with "
-        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else that of the "
-        "configuration file, else the best that is here and fits, else builtin)",
+        "the program and quotes from the document (default: $RETROLOCAL_MODEL, else, but not in "
+        "bench and eval, that of the configuration file, else the best that is here and fits, "
+        "else builtin)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hub model")
     group.add_argument("--offline", action="store_true", help="never use the network")
