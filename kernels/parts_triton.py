@@ -143,13 +143,13 @@ def bucket_of(ranks):
 
 
 @triton.jit
-def count_ranks(hist, ranks, sizes, valid):
+def count_ranks(hist, ranks, masses, sizes, valid):
     """Adds entries to a histogram int64 [3, BUCKETS]: numbers, tokens, masses in units of ONE.
 
     Integers only: the sums are the same in whatever order the programs come.
     """
     buckets, sizes = bucket_of(ranks), sizes.to(tl.int64)
-    masses = (ranks * ONE).to(tl.int64)
+    masses = (masses * ONE).to(tl.int64)
     # Most fall into the lowest bucket: one addition for all of them.
     low, high = valid & (buckets == 0), valid & (buckets > 0)
     tl.atomic_add(hist, tl.sum(low.to(tl.int64)))

@@ -9,7 +9,7 @@ Per KV head, for the queries that share it (ARCHITECTURE.md, "The wave cache"):
 1. Log masses of all groups and all singles. With the steady zone they give each query's
    normaliser Z and a group's rank, its share of the mass summed over the queries.
 2. The groups of highest rank are descended into: log masses of their clusters, a better Z, and
-   the ranks of all candidates (those clusters and the singles).
+   the ranks of all candidates (those clusters and the singles): their mass per token.
 3. Candidates are retrieved from the highest rank down, see `select`.
 4. Retrieved clusters are attended exactly, all other candidates and all groups not descended into
    are estimated, everything is merged with the steady zone's attention by log-sum-exp.
@@ -185,8 +185,8 @@ def select(
 
     Entries are taken from the highest bucket down, within a bucket in order, until the next one
     would exceed `tokens` (in sizes) or `clusters` (in number), or, once `floor` are taken, until a
-    bucket ends with `mass` less the ranks taken below `epsilon`. More tokens, more clusters or a
-    smaller epsilon never take less.
+    bucket ends with `mass` less what was taken, each entry's rank times its size, below `epsilon`.
+    More tokens, more clusters or a smaller epsilon never take less.
     """
     bucket = buckets(ranks)
     order = torch.argsort(bucket, descending=True, stable=True)
@@ -194,7 +194,7 @@ def select(
     ends = torch.cat((ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)))
     number = torch.arange(1, len(order) + 1, device=ranks.device)
     fits = (sizes[order].cumsum(0) <= tokens) & (number <= clusters)
-    left = mass - ranks[order].double().cumsum(0)
+    left = mass - (ranks.double() * sizes)[order].cumsum(0)
     enough = ends & (number >= floor) & (left < epsilon) & (epsilon > 0)
     before = enough.int().cumsum(0) - enough.int() == 0
     if floor == 0 and mass < epsilon:
@@ -272,7 +272,7 @@ def _head(
 
     z = _lse(apart.log_mass, near.log_mass, steady[1][:, None])
     shares = torch.exp(near.log_mass - z)
-    ranks = shares.sum(0)
+    ranks = shares.sum(0) / near.sizes
     if not selection.second_order:
         ranks = torch.softmax(near.log_mass - near.sizes.log(), dim=1).sum(0)
     limit = selection.clusters * int(held.sum())

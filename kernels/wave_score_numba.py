@@ -408,7 +408,10 @@ def choose(w, h):
     if w[TWO_LEVEL]:
         left = rank(parts, groups, highs, z, f4(w, COARSE_RANK)[h])
     left += rank(shares, n, tops, z, ranks)
-    if not w[SECOND_ORDER]:
+    if w[SECOND_ORDER]:
+        for i in range(n):
+            ranks[i] /= np.float32(sizes[i])
+    else:
         rank_by_centroid(shares, n, sizes, ranks)
     most = n
     if rules[SHARE_CLUSTERS] < np.inf:

@@ -254,7 +254,7 @@ def rank_groups_kernel(
         ranks = tl.sum(tl.exp(masses - z[:, None]), 0)
         tl.store(group_rank + h * mcap + m, ranks, mask=valid)
         tokens = tl.load(group_info + h * 4 * mcap + 3 * mcap + m, mask=valid, other=0)
-        count_ranks(hist + h * 2 * _HIST, ranks, tokens, valid)
+        count_ranks(hist + h * 2 * _HIST, ranks, ranks, tokens, valid)
 
 
 @triton.jit
@@ -429,8 +429,11 @@ def rank_near_kernel(
             top, total = grow_from(top, total, parts + tiles, count, each, G, GP)
             z = lse_of(top, total)
             masses = tl.load(near_score + place, mask=there, other=float("-inf"))
-        ranks = tl.sum(tl.exp(masses - finite(z)[:, None]), 0)
+        shares = tl.sum(tl.exp(masses - finite(z)[:, None]), 0)
+        ranks = shares
+        if SECOND:
+            ranks = shares / tl.maximum(sizes, 1).to(tl.float32)
         tl.store(near_rank + h * kcap + p, tl.where(valid, ranks, 0), mask=p < kcap)
-        count_ranks(hist + h * 2 * _HIST + _HIST, ranks, sizes, valid)
+        count_ranks(hist + h * 2 * _HIST + _HIST, ranks, shares, sizes, valid)
         held = tl.sum(valid.to(tl.int64))
         tl.atomic_add(state + h * STATE_WORDS + HELD, held)

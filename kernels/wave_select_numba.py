@@ -32,7 +32,7 @@ def select(w, h, ranks, sizes, n, mass, tokens, clusters, floor, epsilon, zone, 
         bucket = bucket_of(ranks[i])
         held[bucket] += sizes[i]
         number[bucket] += 1
-        masses[bucket] += ranks[i]
+        masses[bucket] += np.float64(ranks[i]) * sizes[i]
     edge, partial = np.int64(0), False
     taken_tokens, taken = np.int64(0), np.int64(0)
     if floor == 0 and mass < epsilon:
