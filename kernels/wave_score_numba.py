@@ -324,12 +324,16 @@ def find(w, h):
         starts, offsets = runs_of(w, h, s)
         groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
         occupied += offsets[groups] + table[s, S_SINGLES]
-        for m in range(groups):
-            if w[TWO_LEVEL] and zones[before + m] == DROPPED:
-                continue
-            for c in range(offsets[m], offsets[m + 1]):
-                places[n], clusters[n], sizes[n] = s, c, starts[c + 1] - starts[c]
-                n += 1
+        m = np.int64(0)
+        while m < groups:
+            first = offsets[m]
+            while m < groups and not (w[TWO_LEVEL] and zones[before + m] == DROPPED):
+                m += 1
+            for i in range(offsets[m] - first):
+                c = first + i
+                places[n + i], clusters[n + i], sizes[n + i] = s, c, starts[c + 1] - starts[c]
+            n += offsets[m] - first
+            m += 1
     found[0] = n
     for s in range(w[SEGMENTS]):
         end = table[s, S_CLUSTERS]
