@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -226,6 +227,13 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_shown(inner) or 'none'}" for name, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) for item in value)
+        if any(isinstance(item, Mapping) for item in value):
+            runs = ((_shown(item), len(list(same))) for item, same in groupby(value))
+            return ", ".join(f"{count} x ({text})" for text, count in runs)
+        return ", ".join(map(_shown, value))
     return f"{value:,}" if type(value) is int else str(value)

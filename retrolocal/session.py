@@ -285,7 +285,7 @@ class Session(Closing):
     def stream(
         self,
         prompt: str,
-        files: Sequence[str | Path] = (),
+        files: str | Path | Sequence[str | Path] = (),
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -297,10 +297,10 @@ class Session(Closing):
         `max_new_tokens` and `temperature`, when given, win over `options`.
         """
         options = (options or AskOptions()).changed(max_new_tokens, temperature, self.sampling)
-        names = tuple(str(file) for file in files)
+        names = (str(files),) if isinstance(files, str | Path) else tuple(map(str, files))
         if names != self._files or self._heads.distrusted(self._file_documents):
             self._forget_files()
-            self._file_documents = tuple(read_document(file) for file in files)
+            self._file_documents = tuple(map(read_document, names))
             self._require_room(self._file_documents)
             self._files = names
         conversation = Conversation(self._file_documents, None, (Message("user", prompt),))
@@ -316,7 +316,7 @@ class Session(Closing):
     def generate(
         self,
         prompt: str,
-        files: Sequence[str | Path] = (),
+        files: str | Path | Sequence[str | Path] = (),
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,

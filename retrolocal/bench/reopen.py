@@ -41,6 +41,11 @@ def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -
     alone = ("chat", "--no-store", *programs.question)
     programs.timed(*alone)
     facts = programs.timed(*about, "--json").facts
+    if facts["cache"]["kind"] != "wave":
+        raise DataError(
+            f"{options.file}: has {facts['cache']['tokens']:,} tokens, so few that a chat here "
+            "does without an index; give a longer text"
+        )
     seconds: dict[str, list[float]] = {"empty": [], "warm": [], "cold": []}
     for number in range(options.repeats):
         progress(f"opening: {number + 1}/{options.repeats}")
@@ -49,8 +54,6 @@ def _measured(programs: _Programs, options: ReopenOptions, progress: Progress) -
         seconds["warm"].append(warm.answered)
         drop(kept)
         seconds["cold"].append(programs.timed(*about).answered)
-    if facts["cache"]["kind"] != "wave":
-        raise DataError(f"{options.file}: is too short to be clustered; give a longer text")
     largest = max(kept, key=lambda path: path.stat().st_size)
     drop([largest])
     bandwidth = largest.stat().st_size / read_seconds([largest])

@@ -38,7 +38,7 @@ def attention_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model and text")
     model_options(group)
     group.add_argument(
-        "-f", "--file", metavar="FILE", help="a text, Markdown or PDF document; - is stdin"
+        "-f", "--file", metavar="FILE", help="a document of any kind that chat -f takes; - is stdin"
     )
     group.add_argument(
         "--tokens", type=int, metavar="N", help="tokens of it to read (default: all)"

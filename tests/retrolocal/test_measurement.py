@@ -29,7 +29,8 @@ def test_facts_and_table() -> None:
         "notes": ["said before"],
         "tokens": 131072,
         "error": {"mean": 0.123456, "worst": None},
-        "heads": [28, 4],
+        "heads": [4, 4],
+        "layers": [{"window": 32}, {"window": 32}, {"window": None}],
         "results": [
             {"cache": "dense", "step_ms": {"median": 12.5, "max": 1000000}},
             {"cache": "wave", "step_ms": {"median": 1.0}, "exact": False},
@@ -39,11 +40,12 @@ def test_facts_and_table() -> None:
         "tokens: 131,072",
         "error.mean: 0.1235",
         "error.worst: ",
-        "heads: 28, 4",
+        "heads: 4, 4",
+        "layers: 2 x (window 32), 1 x (window none)",
         "| cache | step_ms.median | step_ms.max | exact |",
         "| ----- | -------------: | ----------: | ----: |",
         "| dense |           12.5 |   1,000,000 |       |",
-        "| wave  |              1 |             | False |",
+        "| wave  |              1 |             |    no |",
     ]
 
 

@@ -89,6 +89,7 @@ def test_files_stay_read(tiny_model: Path, book: Path, cache: str) -> None:
     assert again.prefill_tokens < 30
     assert other.prefill_tokens < 30
     assert session.generate("who?", [book], max_new_tokens=8, temperature=0) == first.text
+    assert session.generate("who?", str(book), max_new_tokens=8, temperature=0) == first.text
     assert reply(session.stream("who?", options=options)).prompt_tokens < 30
 
 
