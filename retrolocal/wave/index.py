@@ -18,7 +18,8 @@ SHORT_GROUPS = 512
 SHORT_LEAST = 256
 """... so that at least this many are looked into: a mean hides a lone token."""
 SHARP_GROUPS = 4096
-"""Up to so many groups are all looked into where attention is sharp, whatever share they are."""
+"""Up to so many groups are all looked into where attention is sharp or a budget is fixed, whatever
+share they are."""
 LONG_SHARP_TOKENS = 0.04
 """Share of the tokens that sharp attention retrieves at least where there are more groups."""
 
@@ -52,7 +53,10 @@ def selection(config: WaveConfig) -> Selection:
 
 def for_length(chosen: Selection, groups: int) -> Selection:
     """The same in a text of so many groups."""
-    sharp = max(chosen.sharp_descend, min(1.0, SHARP_GROUPS / max(1, groups)))
+    share = min(1.0, SHARP_GROUPS / max(1, groups))
+    if chosen.whole:
+        return replace(chosen, descend=max(chosen.descend, share), whole=share < 1)
+    sharp = max(chosen.sharp_descend, share)
     least, tokens = chosen.least_groups, chosen.sharp_tokens
     if groups <= SHORT_GROUPS:
         least = max(least, SHORT_LEAST)

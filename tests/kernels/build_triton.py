@@ -53,9 +53,10 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 FURTHER = (
     Selection(descend=0.2, tokens=0.1, whole=True),
+    Selection(descend=1.0, tokens=0.1),
     Selection(descend=1.0, tokens=1.0, clusters=0.02, second_order=False, estimated=0.2),
 )
-"""Selections with rules of their own: a fixed share, and the paper's."""
+"""Selections with rules of their own: a fixed share (short texts: one level), and the paper's."""
 
 
 def launches(

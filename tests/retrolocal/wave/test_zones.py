@@ -116,6 +116,13 @@ def test_sharp_attention_looks_everywhere_in_all_but_very_long_texts(
     assert chosen.descend == WaveConfig().descend
 
 
+@pytest.mark.parametrize(("groups", "share"), [(0, 1.0), (4096, 1.0), (8192, 0.5), (100_000, 0.15)])
+def test_a_budget_looks_everywhere_in_all_but_very_long_texts(groups: int, share: float) -> None:
+    chosen = for_length(selection(WaveConfig(budget=0.2)), groups)
+    assert (chosen.descend, chosen.whole) == (share, share < 1)
+    assert (chosen.tokens, chosen.epsilon, chosen.sure) == (0.2, 0.0, 0.0)
+
+
 @given(st.floats(0.0001, 1.0))
 def test_a_budget_is_spent_whole(budget: float) -> None:
     chosen = selection(WaveConfig(budget=budget))
