@@ -87,9 +87,10 @@ def device_scratch(q: Tensor, segments: SegmentTable, selection: Selection) -> S
 
 
 def step_places(q: Tensor, segments: SegmentTable, selection: Selection) -> tuple[int, ...]:
-    """What a captured step refers to, ready for it: when it changes, something has moved."""
+    """What a captured step refers to and launches, ready for it: when it changes, capture anew."""
     scratch = device_scratch(q, segments, selection)
-    return id(scratch), scratch.generation, _local.tables[segments].rows.data_ptr()
+    rows, levels = _local.tables[segments].rows.data_ptr(), 1 + (selection.descend < 1)
+    return id(scratch), scratch.generation, rows, levels
 
 
 def score_candidates(

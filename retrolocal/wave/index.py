@@ -130,7 +130,7 @@ class WaveIndex:
     def prepare_on_device(self, q: Tensor) -> tuple[int, ...]:
         """Makes the device's tables and scratch ready for `answer_on_device` to queries like q.
 
-        What comes back changes when something that a captured step refers to has moved.
+        What comes back changes when a captured step would no longer do: capture anew.
         """
         from ..kernels.wave_attention_triton import step_places
 

@@ -194,6 +194,15 @@ def test_clusters_are_read_from_their_slots(make_step: MakeStep) -> None:
     ]
 
 
+def test_a_step_of_another_number_of_levels_is_captured_anew(make_step: MakeStep) -> None:
+    step = make_step(0, [200])
+    places = [
+        module.step_places(step.q, step.segments, Selection(descend=descend, tokens=0.1))
+        for descend in (0.2, 0.3, 1.0)
+    ]
+    assert places[0] == places[1] != places[2]
+
+
 def test_the_same_step_gives_the_same_bits(make_step: MakeStep) -> None:
     step = make_step(6, (150,), heads=(4, 2))
     first = answer(step, AUTO).out.clone()
