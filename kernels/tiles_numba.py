@@ -8,6 +8,7 @@ Rows are read where they lie, as they are stored (`to_float`).
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ def _registers() -> tuple[int, int]:
 
 
 LANES, _REGISTERS = _registers()
+WHOLE_LANES = 2 * LANES if platform.machine().lower() in ("x86_64", "amd64") else 0
+"""Products of int16 that a register sums in pairs: one instruction on x86. 0: not used."""
 QUERIES = 4
 """Queries of a tile, at most."""
 ROWS = 4 if _REGISTERS > 16 else 2
@@ -76,6 +79,33 @@ def dots(q, first, count, rows, n, out, at, stored):
         for g in range(count):
             for d in range(whole, dim):
                 out[g, at + i] += q[first + g, d] * to_float(row[d])
+
+
+@jit()
+def whole_dots(q, steps, first, count, rows, n, out, at):
+    """out[g, at + i] = steps[first + g] * q[first + g] . the row at address rows[i].
+
+    q int16 [.., D], D a multiple of WHOLE_LANES, |q| <= `largest(D)`; rows of D int8. Sums of
+    whole numbers, which processors multiply twice as many of at once, and which are exact.
+    """
+    _whole_dots(
+        address(q) + first * q.shape[1] * 2,
+        q.shape[1] * 2,
+        count,
+        address(rows),
+        n,
+        q.shape[1],
+        address(out) + at * 4,
+        out.shape[1] * 4,
+        address(steps) + first * 4,
+        q,
+    )
+
+
+@jit()
+def largest(dim):
+    """What whole numbers may be for their product with int8 rows to stay below 2^31."""
+    return np.float32(min((1 << 31) // (128 * dim) - 1, (1 << 15) - 1))
 
 
 @jit()
@@ -154,16 +184,22 @@ class _Code:
         steps = self.load(ir.VectorType(ir.IntType(8), LANES), address)
         return builder.sitofp(builder.sext(steps, _INTS), _FLOATS)
 
+    def add_pairs(self, x: Value, y: Value, total: Value) -> Value:
+        """Products of int16 lanes, neighbours summed, + total: LLVM knows the pattern."""
+        builder, wide = self.builder, ir.VectorType(_I32, WHOLE_LANES)
+        products = builder.mul(builder.sext(x, wide), builder.sext(y, wide))
+        even, odd = (self.lanes(products, products, list(range(i, WHOLE_LANES, 2))) for i in (0, 1))
+        return builder.add(total, builder.add(even, odd))
+
     def multiply_add(self, x: Value, y: Value, total: Value) -> Value:
         """x * y + total, one instruction where there is one."""
         return self.builder.fadd(self.builder.fmul(x, y, flags=_FAST), total, flags=_FAST)
 
-    def spread(self, value: Value) -> Value:
+    def spread(self, value: Value, lanes: int = LANES) -> Value:
         """A float32 in all lanes."""
-        none = ir.Constant(_FLOATS, ir.Undefined)
-        return self.builder.shuffle_vector(
-            self.builder.insert_element(none, value, _I32(0)), none, ir.Constant(_INTS, None)
-        )
+        none = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
+        first = self.builder.insert_element(none, value, _I32(0))
+        return self.lanes(first, none, [0] * lanes)
 
     def lanes(self, one: Value, other: Value, wanted: list[int]) -> Value:
         mask = ir.Constant(ir.VectorType(_I32, len(wanted)), wanted)
@@ -214,26 +250,38 @@ def _least(builder: Value, one: Value, other: Value) -> Value:
 
 
 def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
-    q, q_stride, count, rows, n, dim, out, out_stride = arguments
-    builder, size = code.builder, element.bitwidth // 8
+    """`dots`; with whole queries one more argument, the address of their steps."""
+    q, q_stride, count, rows, n, dim, out, out_stride, *steps = arguments
+    whole, builder = bool(steps), code.builder
+    lanes, q_size = (WHOLE_LANES, 2) if whole else (LANES, 4)
+    size = 1 if whole else element.bitwidth // 8
+    zero = ir.Constant(_INTS if whole else _FLOATS, None)
+
+    def row(address: Value) -> Value:
+        if not whole:
+            return code.row(address, element)
+        narrow = code.load(ir.VectorType(ir.IntType(8), lanes), address)
+        return builder.sext(narrow, ir.VectorType(ir.IntType(16), lanes))
+
+    asked_type = ir.VectorType(ir.IntType(16), lanes) if whole else _FLOATS
+    add = code.add_pairs if whole else code.multiply_add
 
     def tile(queries: int, g: Value, i: Value, left: Value) -> None:
-        sums = [
-            cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, None))
-            for _ in range(queries * ROWS)
-        ]
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(queries * ROWS)]
         asked = [code.at(q, builder.add(g, _I64(j)), q_stride) for j in range(queries)]
         # Beyond the last row that one is read again.
         held = [_least(builder, _I64(r), builder.sub(left, _I64(1))) for r in range(ROWS)]
         places = [code.load(_I64, code.at(rows, builder.add(i, r), 8)) for r in held]
-        with code.loop(_I64(0), dim, LANES) as d:
-            read = [code.row(code.at(place, d, size), element) for place in places]
+        with code.loop(_I64(0), dim, lanes) as d:
+            read = [row(code.at(place, d, size)) for place in places]
             for j, query in enumerate(asked):
-                x = code.load(_FLOATS, code.at(query, d, 4))
+                x = code.load(asked_type, code.at(query, d, q_size))
                 for r, y in enumerate(read):
                     total = sums[j * ROWS + r]
-                    builder.store(code.multiply_add(x, y, builder.load(total)), total)
+                    builder.store(add(x, y, builder.load(total)), total)
         registers = [builder.load(total) for total in sums]
+        if whole:
+            registers = [builder.sitofp(total, _FLOATS) for total in registers]
         while len(registers) & (len(registers) - 1):
             registers.append(ir.Constant(_FLOATS, None))
         found = code.sums(registers)
@@ -241,19 +289,23 @@ def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
             code.at(code.at(out, builder.add(g, _I64(j)), out_stride), i, 4) for j in range(queries)
         ]
         each = found[0].type.count
-        parts = [
-            (found[j * ROWS // each], list(range(j * ROWS % each, j * ROWS % each + ROWS)))
-            for j in range(queries)
-        ]
+        parts = []
+        for j in range(queries):
+            start = j * ROWS % each
+            part = code.lanes(*[found[j * ROWS // each]] * 2, list(range(start, start + ROWS)))
+            if whole:
+                step = code.load(_F32, code.at(steps[0], builder.add(g, _I64(j)), 4))
+                part = builder.fmul(part, code.spread(step, ROWS), flags=_FAST)
+            parts.append(part)
         with builder.if_else(builder.icmp_signed(">=", left, _I64(ROWS))) as (all_, some):
             with all_:
-                for place, (register, lanes) in zip(places, parts, strict=True):
-                    code.store(code.lanes(register, register, lanes), place)
+                for place, part in zip(places, parts, strict=True):
+                    code.store(part, place)
             with some:
                 for r in range(ROWS - 1):
                     with builder.if_then(builder.icmp_signed(">", left, _I64(r))):
-                        for place, (register, lanes) in zip(places, parts, strict=True):
-                            value = builder.extract_element(register, _I32(lanes[r]))
+                        for place, part in zip(places, parts, strict=True):
+                            value = builder.extract_element(part, _I32(r))
                             code.store(value, builder.add(place, _I64(4 * r)))
 
     with code.loop(_I64(0), n, ROWS) as i:
@@ -327,6 +379,13 @@ def _dots(typingctx, q, q_stride, count, rows, n, dim, out, out_stride, stored):
     """`dots` for `dim` a multiple of LANES; addresses, and strides in bytes."""
     signature = types.void(*[types.int64] * 8, stored)
     return signature, _intrinsic_of("dots", 8, _write_dots)
+
+
+@intrinsic
+def _whole_dots(typingctx, q, q_stride, count, rows, n, dim, out, out_stride, steps, kind):
+    """`whole_dots`; addresses, and strides in bytes."""
+    signature = types.void(*[types.int64] * 9, kind)
+    return signature, _intrinsic_of("whole_dots", 9, _write_dots)
 
 
 @intrinsic

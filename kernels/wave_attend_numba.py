@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
-from .jit_numba import copy, exp, jit, pointer, to_float, touch
+from .jit_numba import copy, exp, jit, to_float, touch
 from .tiles_numba import add_rows, highest
-from .wave_parts_numba import bases_of, lines_of, list_heavy, scores_of, sums_of
+from .wave_parts_numba import candidates_of, factors_of, lines_of, list_heavy, scores_of, sums_of
 from .wave_rows_numba import add_stored, stored_dots
 from .wave_words_numba import (
     BLOCKS,
@@ -18,25 +17,22 @@ from .wave_words_numba import (
     COARSE_TOP,
     DIM,
     FINE,
+    FINE_LOGIT,
     FINE_SHARE,
     FINE_TOP,
     FOUND,
     GROUP,
     LINE,
-    MEAN,
     NONE,
     NOTHING,
     ONE,
     PART_BYTES,
-    PART_CENTRE,
     PART_EXACT,
     PART_LINE,
-    PART_ROWS,
     PART_SHARED,
     PART_TOP,
     PARTS,
     PLACE,
-    Q_TURNED,
     RETRIEVED,
     RULES,
     S_CLUSTERS,
@@ -58,16 +54,13 @@ from .wave_words_numba import (
     TOKENS,
     TWO_LEVEL,
     ZONE,
-    Q,
     Z,
     f4,
     f8,
     i4,
     i8,
-    is_int4,
     is_plain,
     row_bytes,
-    rows_of,
     runs_of,
     scale_bytes,
     scales_of,
@@ -90,26 +83,25 @@ def _ask(w, task, tile, first, stop, both, stored):
 
 
 @jit()
-def _score_tokens(w, q, task, tile, n, following, both, stored):
+def _score_tokens(w, task, tile, n, following, both, stored):
     """PART_SCORES[g, t] of n <= TILE tokens whose addresses `lines_of` has.
 
-    Of coded keys PART_BASE[g, t] is the score of the t-th one's centre. Between products rows of
-    the other tile, in which so many tokens are `following`, are asked for: all at once they would
-    be waited for (`_ask` says what `both` is).
+    To those of coded keys the logits of their centres are added. Between products rows of the
+    other tile, in which so many tokens are `following`, are asked for: all at once they would be
+    waited for (`_ask` says what `both` is).
     """
-    count, (keys, _, scales, _, lines) = w[GROUP], lines_of(w, task, tile)
-    scores, rows = scores_of(w, task), f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
-    at = task // w[PARTS] * count
     for begin in range(0, TILE, BURST):
         _ask(w, task, 1 - tile, begin, min(begin + BURST, following), both, stored)
         some = min(np.int64(BURST), n - begin)
         if some > 0:
-            stored_dots(q, at, count, keys, scales, begin, some, scores, rows, lines, stored)
+            stored_dots(w, task, tile, begin, some, stored)
     if not is_plain(stored):
-        base = bases_of(w, task, tile)
+        scores, candidates = scores_of(w, task), candidates_of(w, task, tile)
+        count, logits = w[GROUP], f4(w, FINE_LOGIT)
         for g in range(count):
+            row, centres = scores[g], logits[task // w[PARTS] * count + g]
             for t in range(n):
-                scores[g, t] += base[g, t]
+                row[t] += centres[candidates[t]]
 
 
 @jit()
@@ -124,7 +116,7 @@ def _raise_top(found, g, top, mass, total):
 
 
 @jit()
-def _add_tokens(w, q, task, tile, n, threshold, following, both, stored):
+def _add_tokens(w, task, tile, n, threshold, following, both, stored):
     """Attends n <= TILE tokens exactly: see `_score_tokens`.
 
     Sums and masses of the part are relative to e^top. Returns the number of value rows read.
@@ -133,7 +125,7 @@ def _add_tokens(w, q, task, tile, n, threshold, following, both, stored):
         return NONE
     count, scores, (top, mass, total) = w[GROUP], scores_of(w, task), sums_of(w, task)
     heaviest = f4(w, PART_LINE)[2 * task]
-    _score_tokens(w, q, task, tile, n, following, both, stored)
+    _score_tokens(w, task, tile, n, following, both, stored)
     for g in range(count if n < TILE else NONE):
         scores[g, n:] = np.float32(-np.inf)
     if _any_above(scores, top, heaviest):
@@ -148,12 +140,11 @@ def _add_tokens(w, q, task, tile, n, threshold, following, both, stored):
             added += row[t]
             heaviest[t] = max(heaviest[t], row[t])
         mass[g] += added
-    _, values, scales, which, lines = lines_of(w, task, tile)
+    _, values, scales, which, _ = lines_of(w, task, tile)
     read, later = list_heavy(heaviest, n, threshold, which), scale_bytes(w, stored)
     for i in range(read):
         values[i], scales[i] = values[which[i]], scales[which[i]] + later
-    rows = f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
-    add_stored(scores, which, values, scales, read, total, rows, lines, stored)
+    add_stored(w, task, tile, read, stored)
     return read
 
 
@@ -201,13 +192,9 @@ def _weigh(w, task, shares, first, n, shrink, threshold):
 def _add_sums(w, task, n, kind):
     """Adds n value sums: the i-th, of column `which[i]`, is at values[i], see `lines_of`.
 
-    The weight of column t is to be multiplied by PART_LINE[2 * task + 1, t].
+    The weight of column t is to be multiplied by `factors_of`[t].
     """
-    weights, factors, (_, _, total) = (
-        scores_of(w, task),
-        f4(w, PART_LINE)[2 * task + 1],
-        sums_of(w, task),
-    )
+    weights, factors, (_, _, total) = scores_of(w, task), factors_of(w, task), sums_of(w, task)
     _, values, _, which, _ = lines_of(w, task, 0)
     for i in range(n):
         for byte in range(0, w[DIM] * kind.itemsize, LINE):
@@ -216,24 +203,6 @@ def _add_sums(w, task, n, kind):
         for t in range(TILE):
             weights[g, t] *= factors[t]
     add_rows(weights, which, values, n, total, kind)
-
-
-@jit()
-def _score_centre(w, h, s, c, kind, centre, shared):
-    """shared[g] = q_g . the centre of cluster c of segment s."""
-    table, q, dim, factor = i8(w, TABLE), f4(w, Q), w[DIM], np.float32(1.0)
-    held = table[s, S_CLUSTERS]
-    mean = carray(pointer(table[s, MEAN] + h * dim * 4), dim, np.float32)
-    row = rows_of(w, h, table[s, FINE], held, kind)[c]
-    if w[SCALED]:
-        factor = to_float(scales_of(w, h, table[s, FINE + 2], held)[c, 0])
-    for d in range(dim):
-        centre[d] = mean[d] + factor * to_float(row[d])
-    for g in range(w[GROUP]):
-        total = np.float32(0.0)
-        for d in range(dim):
-            total += q[h * w[GROUP] + g, d] * centre[d]
-        shared[g] = total
 
 
 @jit()
@@ -249,7 +218,7 @@ def _place_of(w, h, candidate, stored):
 
 
 @jit()
-def _begin_high(w, h, kind, stored, task):
+def _begin_high(w, h, stored, task):
     """Raises the part's top to the largest logits in the cluster of highest rank.
 
     Without it the values of all tokens that are attended before that cluster seem to count.
@@ -259,15 +228,15 @@ def _begin_high(w, h, kind, stored, task):
         return
     keys, size = _place_of(w, h, best, stored)
     n = min(size, np.int64(TILE))
-    _list_cluster(w, h, kind, stored, task, NONE, NONE, best, keys, size, NONE, n)
-    _score_tokens(w, _asking(w, stored), task, NONE, n, NONE, False, stored)
+    _list_cluster(w, stored, task, NONE, NONE, best, keys, size, NONE, n)
+    _score_tokens(w, task, NONE, n, NONE, False, stored)
     scores, (top, mass, total) = scores_of(w, task), sums_of(w, task)
     for g in range(count):
         _raise_top(highest(scores[g, :n]), g, top, mass, total)
 
 
 @jit()
-def _list_cluster(w, h, kind, stored, task, tile, at, candidate, keys, size, first, n):
+def _list_cluster(w, stored, task, tile, at, candidate, keys, size, first, n):
     """Tokens first ... first + n - 1 of a cluster of `size` become `at` ... of a tile.
 
     The cluster's keys lie at the address `keys`.
@@ -278,33 +247,23 @@ def _list_cluster(w, h, kind, stored, task, tile, at, candidate, keys, size, fir
         t = first + i
         key_at[at + i], value_at[at + i] = keys + t * width, keys + (size + t) * width
     if not is_plain(stored):
-        base, shared = bases_of(w, task, tile), f4(w, PART_SHARED)[task]
-        s, c = i4(w, SEGMENT)[h, candidate], np.int64(i4(w, CLUSTER)[h, candidate])
-        if first == 0:
-            _score_centre(w, h, s, c, kind, f4(w, PART_CENTRE)[task], shared)
+        candidates = candidates_of(w, task, tile)
         for i in range(n):
             scale_at[at + i] = keys + 2 * (size * width + (first + i) * each)
+            candidates[at + i] = candidate
             touch(scale_at[at + i])
-        for g in range(w[GROUP]):
-            base[g, at : at + n] = shared[g]
 
 
 @jit()
-def _asking(w, stored):
-    """The queries as stored keys are to be asked."""
-    return f4(w, Q_TURNED) if is_int4(stored) else f4(w, Q)
-
-
-@jit()
-def _attend_exactly(w, kind, stored, task):
+def _attend_exactly(w, stored, task):
     """The retrieved tokens of a part of the clusters of one head; returns the rows read.
 
     Rows are asked for while the tile before theirs is worked on.
     """
-    h, part, parts, q = task // w[PARTS], task % w[PARTS], w[PARTS], _asking(w, stored)
+    h, part, parts = task // w[PARTS], task % w[PARTS], w[PARTS]
     zones, candidates = i4(w, ZONE)[h], i8(w, FOUND)[h, 1]
     threshold = np.float32(f8(w, RULES)[0, SEEN_VALUES] / max(1, i8(w, TOKENS)[0, h]))
-    _begin_high(w, h, kind, stored, task)
+    _begin_high(w, h, stored, task)
     # Of sharp attention few values count.
     read, n, tile, before, both = np.int64(0), NONE, NONE, NONE, i8(w, FOUND)[h, 5] == 0
     for i in range(part, candidates, parts):
@@ -315,16 +274,16 @@ def _attend_exactly(w, kind, stored, task):
         first = NONE
         while first < size:
             taken = min(size - first, TILE - n)
-            _list_cluster(w, h, kind, stored, task, tile, n, i, keys, size, first, taken)
+            _list_cluster(w, stored, task, tile, n, i, keys, size, first, taken)
             first += taken
             n += taken
             if n == TILE:
                 if before == 0:
                     _ask(w, task, tile, NONE, n, both, stored)
-                read += _add_tokens(w, q, task, ONE - tile, before, threshold, n, both, stored)
+                read += _add_tokens(w, task, ONE - tile, before, threshold, n, both, stored)
                 tile, before, n = ONE - tile, n, NONE
-    read += _add_tokens(w, q, task, ONE - tile, before, threshold, n, both, stored)
-    return read + _add_tokens(w, q, task, tile, n, threshold, NONE, both, stored)
+    read += _add_tokens(w, task, ONE - tile, before, threshold, n, both, stored)
+    return read + _add_tokens(w, task, tile, n, threshold, NONE, both, stored)
 
 
 @jit()
@@ -341,7 +300,7 @@ def attend_steady(w, kept, task):
         for i in range(n):
             place = h * w[STEADY_STRIDE] + (t + i) * width
             keys[i], values[i] = w[STEADY_K] + place, w[STEADY_V] + place
-        _add_tokens(w, f4(w, Q), task, NONE, n, np.float32(0.0), NONE, False, kept)
+        _add_tokens(w, task, NONE, n, np.float32(0.0), NONE, False, kept)
 
 
 @jit()
@@ -362,7 +321,7 @@ def _add_fine(w, h, kind, task, threshold):
     shares = f4(w, FINE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
     shrink = _shrunk(w, task, f4(w, FINE_TOP)[h])
     _, at, _, which, _ = lines_of(w, task, NONE)
-    factors = f4(w, PART_LINE)[2 * task + 1]
+    factors = factors_of(w, task)
     start, stop = found[1] * part // parts, found[1] * (part + 1) // parts
     for first in range(start, stop, TILE):
         n = min(np.int64(TILE), stop - first)
@@ -388,7 +347,7 @@ def _add_coarse(w, h, kind, task, threshold):
     shares = f4(w, COARSE_SHARE)[h * w[GROUP] : (h + 1) * w[GROUP]]
     shrink, sizes, read = _shrunk(w, task, f4(w, COARSE_TOP)[h]), i4(w, COARSE_SIZE)[h], NONE
     _, at, _, which, _ = lines_of(w, task, NONE)
-    factors = f4(w, PART_LINE)[2 * task + 1]
+    factors = factors_of(w, task)
     for s in range(w[SEGMENTS] * part // parts, w[SEGMENTS] * (part + 1) // parts):
         groups, before = table[s, S_GROUPS], table[s, S_GROUPS_BEFORE]
         scales = scales_of(w, h, table[s, COARSE + 2], groups)
@@ -413,7 +372,7 @@ def attend(w, kind, stored, task):
     h, count, (top, mass, total) = task // w[PARTS], w[GROUP], sums_of(w, task)
     z = f4(w, Z)[h]
     threshold = np.float32(f8(w, RULES)[0, SEEN_SUMS] / max(1, i8(w, FOUND)[h, 3]))
-    rows_read = _attend_exactly(w, kind, stored, task)
+    rows_read = _attend_exactly(w, stored, task)
     for g in range(count):
         _raise_top(max(z[g], NOTHING), g, top, mass, total)
     copy(mass, f4(w, PART_EXACT)[task])

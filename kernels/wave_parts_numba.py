@@ -17,15 +17,17 @@ from .wave_words_numba import (
     NONE,
     OUT,
     PART_AT,
-    PART_BASE,
     PART_BYTES,
     PART_EXACT,
+    PART_LINE,
     PART_MASS,
+    PART_ROWS,
     PART_SCORES,
     PART_SUM,
     PART_TOP,
     PARTS,
     SCALED,
+    TILE,
     TWO_LEVEL,
     Z,
     f4,
@@ -48,17 +50,28 @@ def scores_of(w, task):
 
 
 @jit()
-def bases_of(w, task, tile):
-    """[G, TILE] of a tile: what is added to the logits of coded keys."""
-    first = (2 * task + tile) * w[GROUP]
-    return f4(w, PART_BASE)[first : first + w[GROUP]]
+def factors_of(w, task):
+    """[TILE]: what the columns of a tile are to be multiplied by."""
+    return f4(w, PART_LINE)[2 * task + 1]
+
+
+@jit()
+def rows_of_part(w, task):
+    """[TILE, D]: room for decoded rows."""
+    return f4(w, PART_ROWS)[task * TILE : (task + 1) * TILE]
 
 
 @jit()
 def lines_of(w, task, tile):
     """Of a tile: addresses of keys, values and scales, columns that are listed, room for more."""
-    at = i8(w, PART_AT)[5 * (2 * task + tile) : 5 * (2 * task + tile) + 5]
+    at = i8(w, PART_AT)[6 * (2 * task + tile) : 6 * (2 * task + tile) + 6]
     return at[0], at[1], at[2], at[3], at[4]
+
+
+@jit()
+def candidates_of(w, task, tile):
+    """[TILE]: the candidates that the tokens of a tile belong to."""
+    return i8(w, PART_AT)[6 * (2 * task + tile) + 5]
 
 
 @jit()

@@ -19,10 +19,9 @@ ROWS = 16
 
 @jit(entry=True)
 def _log_masses(scores, norms, log_sizes, spreads, lse, start, stop):
-    ones = np.ones(scores.shape[1], np.float32)
     for r in range(start, stop):
         row, top, total = scores[r], lse[r], np.float32(0.0)
-        finish(row, ones, spreads, log_sizes, np.float32(0.0), norms[r])
+        finish(row, spreads, log_sizes, norms[r])
         for i in range(len(row)):
             top = max(top, row[i])
         for i in range(len(row)):

@@ -8,8 +8,22 @@ from numba.extending import overload
 
 from .codecs import CUBIC, LINEAR
 from .jit_numba import jit, pointer, to_float
-from .tiles_numba import add_rows, address, dots
-from .wave_words_numba import group_dims, is_int4
+from .tiles_numba import WHOLE_LANES, add_rows, address, dots, whole_dots
+from .wave_parts_numba import factors_of, lines_of, rows_of_part, scores_of, sums_of
+from .wave_words_numba import (
+    DIM,
+    GROUP,
+    PARTS,
+    Q_STEP,
+    Q_TURNED,
+    Q_WHOLE,
+    TILE,
+    Q,
+    f4,
+    group_dims,
+    i2,
+    is_int4,
+)
 
 
 @jit()
@@ -64,17 +78,40 @@ def turn(rows):
             row[d] *= factor
 
 
-def stored_dots(q, first, count, at, scales, begin, n, out, rows, lines, stored):
-    """out[g, t] = q[first + g] . the key at address at[t], its scales at scales[t].
+def asked_dots(w, h, rows, n, out, at, stored):
+    """out[g, at + i] = q_g . the row at address rows[i], for the queries q_g of KV head h."""
+    raise NotImplementedError
 
-    For t from `begin` on, n <= TILE of them. A coded key is the difference to its centre, in int4
-    rotated. `rows` float32 [TILE, D] and `lines` [TILE] are room to work in.
+
+@overload(asked_dots)
+def _asked_dots(w, h, rows, n, out, at, stored):
+    if stored.dtype == types.int8 and WHOLE_LANES:
+        return _asked_dots_whole
+    return _asked_dots_float
+
+
+def _asked_dots_float(w, h, rows, n, out, at, stored):
+    dots(f4(w, Q), h * w[GROUP], w[GROUP], rows, n, out, at, stored)
+
+
+def _asked_dots_whole(w, h, rows, n, out, at, stored):
+    first, count = h * w[GROUP], w[GROUP]
+    if w[DIM] % WHOLE_LANES == 0:
+        whole_dots(i2(w, Q_WHOLE), f4(w, Q_STEP)[0], first, count, rows, n, out, at)
+    else:
+        dots(f4(w, Q), first, count, rows, n, out, at, stored)
+
+
+def stored_dots(w, task, tile, begin, n, stored):
+    """PART_SCORES[g, t] = q_g . the key at the t-th address of a tile, n <= TILE from `begin` on.
+
+    A coded key is the difference to its centre, in int4 rotated.
     """
     raise NotImplementedError
 
 
 @overload(stored_dots)
-def _stored_dots(q, first, count, at, scales, begin, n, out, rows, lines, stored):
+def _stored_dots(w, task, tile, begin, n, stored):
     if stored.dtype == types.uint8:
         return _dots_int4
     if stored.dtype == types.int8:
@@ -82,30 +119,40 @@ def _stored_dots(q, first, count, at, scales, begin, n, out, rows, lines, stored
     return _dots_plain
 
 
-def _dots_plain(q, first, count, at, scales, begin, n, out, rows, lines, stored):
-    dots(q, first, count, at[begin:], n, out, begin, stored)
+def _dots_plain(w, task, tile, begin, n, stored):
+    keys, _, _, _, _ = lines_of(w, task, tile)
+    asked_dots(w, task // w[PARTS], keys[begin:], n, scores_of(w, task), begin, stored)
 
 
-def _dots_int8(q, first, count, at, scales, begin, n, out, rows, lines, stored):
-    dots(q, first, count, at[begin:], n, out, begin, stored)
-    _scale_columns(out, count, scales, begin, n, rows[0])
+def _dots_int8(w, task, tile, begin, n, stored):
+    keys, _, scales, _, _ = lines_of(w, task, tile)
+    scores, factors = scores_of(w, task), factors_of(w, task)
+    asked_dots(w, task // w[PARTS], keys[begin:], n, scores, begin, stored)
+    for t in range(begin, begin + n):
+        factors[t] = _scale_at(scales[t])
+    for g in range(len(scores)):
+        for t in range(begin, begin + n):
+            scores[g, t] *= factors[t]
 
 
-def _dots_int4(q, first, count, at, scales, begin, n, out, rows, lines, stored):
-    _unpack(at[begin:], scales[begin:], n, rows, lines)
-    dots(q, first, count, lines, n, out, begin, rows)
+def _dots_int4(w, task, tile, begin, n, stored):
+    keys, _, scales, _, lines = lines_of(w, task, tile)
+    rows, count = rows_of_part(w, task), w[GROUP]
+    _unpack(keys[begin:], scales[begin:], n, rows, lines)
+    first = task // w[PARTS] * count
+    dots(f4(w, Q_TURNED), first, count, lines, n, scores_of(w, task), begin, rows)
 
 
-def add_stored(weights, which, at, scales, n, total, rows, lines, stored):
-    """total[g] += the sum over i < n <= TILE of weights[g, which[i]] * the value at address at[i].
+def add_stored(w, task, tile, n, stored):
+    """PART_SUM[g] += the sum over i < n of PART_SCORES[g, which[i]] * the i-th value of a tile.
 
-    Its scales are at scales[i]; weights may be changed; `rows` and `lines` as for `stored_dots`.
+    `which` is the last but one of `lines_of`; weights may be changed.
     """
     raise NotImplementedError
 
 
 @overload(add_stored)
-def _add_stored(weights, which, at, scales, n, total, rows, lines, stored):
+def _add_stored(w, task, tile, n, stored):
     if stored.dtype == types.uint8:
         return _add_int4
     if stored.dtype == types.int8:
@@ -113,41 +160,32 @@ def _add_stored(weights, which, at, scales, n, total, rows, lines, stored):
     return _add_plain
 
 
-def _add_plain(weights, which, at, scales, n, total, rows, lines, stored):
-    add_rows(weights, which, at, n, total, stored)
+def _add_plain(w, task, tile, n, stored):
+    _, values, _, which, _ = lines_of(w, task, tile)
+    add_rows(scores_of(w, task), which, values, n, sums_of(w, task)[2], stored)
 
 
-def _add_int8(weights, which, at, scales, n, total, rows, lines, stored):
-    _scale_listed(weights, which, scales, n)
-    add_rows(weights, which, at, n, total, stored)
+def _add_int8(w, task, tile, n, stored):
+    _, values, scales, which, _ = lines_of(w, task, tile)
+    weights, factors = scores_of(w, task), factors_of(w, task)
+    for i in range(n):
+        factors[which[i]] = _scale_at(scales[i])
+    for g in range(len(weights)):
+        for t in range(TILE):
+            weights[g, t] *= factors[t]
+    add_rows(weights, which, values, n, sums_of(w, task)[2], stored)
 
 
-def _add_int4(weights, which, at, scales, n, total, rows, lines, stored):
-    _unpack(at, scales, n, rows, lines)
-    add_rows(weights, which, lines, n, total, rows)
+def _add_int4(w, task, tile, n, stored):
+    _, values, scales, which, lines = lines_of(w, task, tile)
+    rows = rows_of_part(w, task)
+    _unpack(values, scales, n, rows, lines)
+    add_rows(scores_of(w, task), which, lines, n, sums_of(w, task)[2], rows)
 
 
 @jit()
 def _scale_at(address):
     return to_float(carray(pointer(address), 1, np.uint16)[0])
-
-
-@jit()
-def _scale_columns(out, count, scales, begin, n, factors):
-    """out[g, t] *= the scale at scales[t], for t from `begin` on."""
-    for t in range(n):
-        factors[t] = _scale_at(scales[begin + t])
-    for g in range(count):
-        for t in range(n):
-            out[g, begin + t] *= factors[t]
-
-
-@jit()
-def _scale_listed(weights, which, scales, n):
-    for i in range(n):
-        scale = _scale_at(scales[i])
-        for g in range(len(weights)):
-            weights[g, which[i]] *= scale
 
 
 @jit()

@@ -6,10 +6,10 @@ import numpy as np
 from numba import carray
 
 from .jit_numba import copy, exp, jit, pointer, to_float, touch
-from .tiles_numba import address, dots
+from .tiles_numba import address, largest
 from .wave_attention import BUCKETS
 from .wave_masses_numba import add_masses, keep, rank, rank_by_centroid, weigh
-from .wave_rows_numba import turn
+from .wave_rows_numba import asked_dots, turn
 from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
     BUCKET_TOKENS,
@@ -27,6 +27,7 @@ from .wave_words_numba import (
     EPSILON,
     ESTIMATED,
     FINE,
+    FINE_LOGIT,
     FINE_MASS,
     FINE_SHARE,
     FINE_TOP,
@@ -49,7 +50,9 @@ from .wave_words_numba import (
     PROGRESS,
     Q_AT,
     Q_CODE,
+    Q_STEP,
     Q_TURNED,
+    Q_WHOLE,
     RANK,
     RETRIEVED,
     RULES,
@@ -83,6 +86,7 @@ from .wave_words_numba import (
     Z,
     f4,
     f8,
+    i2,
     i4,
     i8,
     is_int4,
@@ -111,7 +115,7 @@ def _products(w, h, s, level, start, stop, out, at, factors, variances, lines, k
     Also what `finish` needs of each, from factors[0] and variances[0] on; `lines` is room for as
     many addresses.
     """
-    table, q = i8(w, TABLE), f4(w, Q)
+    table = i8(w, TABLE)
     held = table[s, S_GROUPS] if level == COARSE else table[s, S_CLUSTERS]
     centroids = rows_of(w, h, table[s, level], held, kind)
     scales = scales_of(w, h, table[s, level + 2], held)
@@ -119,7 +123,7 @@ def _products(w, h, s, level, start, stop, out, at, factors, variances, lines, k
     line, n = w[DIM] * kind.itemsize, stop - start
     for i in range(n):
         lines[i] = address(centroids) + (start + i) * line
-    dots(q, h * w[GROUP], w[GROUP], lines, n, out, at, kind)
+    asked_dots(w, h, lines, n, out, at, kind)
     factors[:n], variances[:n] = np.float32(1.0), np.float32(0.0)
     if w[SCALED]:
         for c in range(n):
@@ -130,23 +134,30 @@ def _products(w, h, s, level, start, stop, out, at, factors, variances, lines, k
 
 
 @jit()
-def _log_masses(w, h, out, first, stop, factors, variances, logs, base):
-    """Products become log masses, out[g, first : stop]; `logs` are the logs of the sizes."""
+def _log_masses(w, h, logits, at, out, first, n, factors, variances, logs, base):
+    """Of n products, logits[g, at ...], logits are made, and log masses out[g, first ...].
+
+    `logs` are the logs of the sizes.
+    """
     norms, count = f4(w, NORMS)[0], w[GROUP]
     for g in range(count):
-        finish(out[g, first:stop], factors, variances, logs, base[g], norms[h * count + g])
+        own, masses = logits[g, at : at + n], out[g, first : first + n]
+        for c in range(n):
+            own[c] = own[c] * factors[c] + base[g]
+            masses[c] = own[c]
+        finish(masses, variances, logs, norms[h * count + g])
 
 
 @jit()
-def finish(scores, factors, variances, logs, shift, norm):
-    """Unscaled products become log masses: `log_mass` of the reference."""
+def finish(scores, variances, logs, norm):
+    """Logits become log masses: `log_mass` of the reference."""
     for c in range(len(scores)):
         variance, log_size = norm * variances[c], logs[c]
         room = max(log_size, np.float32(0.0))
         frozen = np.sqrt(np.float32(2.0) * variance * room) - room
         half = variance * np.float32(0.5)
         gain = half if half <= room else frozen
-        scores[c] = scores[c] * factors[c] + shift + log_size + gain
+        scores[c] += log_size + gain
 
 
 @jit()
@@ -173,6 +184,8 @@ def score_first(w, kind, task):
         np.empty(n, np.float32),
     )
     starts, offsets = runs_of(w, h, s)
+    # Until there are candidates their room holds groups, then singles.
+    logits = f4(w, FINE_LOGIT)[h * count : (h + 1) * count]
     for byte in range(0, (clusters + 1) * 4 if w[TWO_LEVEL] else NONE, LINE):
         touch(address(starts) + byte)
     _ask_numbers(w, s, COARSE, h * groups, (h + 1) * groups)
@@ -187,13 +200,14 @@ def score_first(w, kind, task):
             zones[before + m] = DROPPED
             logs[m] = logs_of[held]
         masses = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
-        _products(w, h, s, COARSE, NONE, groups, masses, before, factors, variances, lines, kind)
-        _log_masses(w, h, masses, before, before + groups, factors, variances, logs, base)
+        _products(w, h, s, COARSE, NONE, groups, logits, before, factors, variances, lines, kind)
+        _log_masses(w, h, logits, before, masses, before, groups, factors, variances, logs, base)
     logs[:singles] = np.float32(0.0)
     masses = f4(w, SINGLE_MASS)[h * count : (h + 1) * count]
     before, first = table[s, S_SINGLES_BEFORE], clusters - singles
-    _products(w, h, s, FINE, first, clusters, masses, before, factors, variances, lines, kind)
-    _log_masses(w, h, masses, before, before + singles, factors, variances, logs, base)
+    at = w[GROUPS] + before
+    _products(w, h, s, FINE, first, clusters, logits, at, factors, variances, lines, kind)
+    _log_masses(w, h, logits, at, masses, before, singles, factors, variances, logs, base)
 
 
 @jit()
@@ -277,10 +291,24 @@ def prepare(w, stored):
         norms[h] = np.float32(0.0)
         for d in range(q.shape[1]):
             norms[h] += q[h, d] * q[h, d]
+        _round(q[h], norms[h], i2(w, Q_WHOLE)[h], f4(w, Q_STEP)[0, h : h + 1])
     if is_int4(stored):
         turned = f4(w, Q_TURNED)
         copy(flat, turned.reshape(n))
         turn(turned)
+
+
+@jit()
+def _round(q, norm, whole, step):
+    """q = step[0] * whole; NaN where q holds a number that is not finite."""
+    top = np.float32(0.0)
+    for d in range(len(q)):
+        top = max(top, abs(q[d]))
+    unit = top / largest(len(q))
+    back = np.float32(1.0) / unit if unit > np.float32(0.0) else np.float32(0.0)
+    for d in range(len(q)):
+        whole[d] = np.int16(np.rint(q[d] * back))
+    step[0] = unit if np.isfinite(norm) else np.float32(np.nan)
 
 
 @jit()
@@ -372,8 +400,8 @@ def score_found(w, kind, task):
     """Pass 3: log masses of a part of the grouped candidates, segment by segment."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
     places, clusters, sizes = i4(w, SEGMENT)[h], i4(w, CLUSTER)[h], i4(w, SIZE)[h]
-    n = i8(w, FOUND)[h, 0]
-    at, end = n * part // w[PARTS], n * (part + 1) // w[PARTS]
+    found = i8(w, FOUND)[h, 0]
+    at, end = found * part // w[PARTS], found * (part + 1) // w[PARTS]
     base, lines = np.empty(count, np.float32), np.empty(end - at, np.int64)
     logs, factors, variances = (
         np.empty(end - at, np.float32),
@@ -381,6 +409,7 @@ def score_found(w, kind, task):
         np.empty(end - at, np.float32),
     )
     masses = f4(w, FINE_MASS)[h * count : (h + 1) * count]
+    logits = f4(w, FINE_LOGIT)[h * count : (h + 1) * count]
     while at < end:
         s, first = np.int64(places[at]), at
         while at < end and places[at] == s:
@@ -389,8 +418,9 @@ def score_found(w, kind, task):
             w, h, s, clusters[first:at], sizes[first:at], logs, factors, variances, lines, kind
         )
         _bases(w, h, s, base)
-        dots(f4(w, Q), h * count, count, lines, at - first, masses, first, kind)
-        _log_masses(w, h, masses, first, at, factors, variances, logs, base)
+        n = at - first
+        asked_dots(w, h, lines, n, logits, first, kind)
+        _log_masses(w, h, logits, first, masses, first, n, factors, variances, logs, base)
 
 
 @jit()
@@ -399,10 +429,12 @@ def choose(w, h):
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]
     masses, shares, tops, z = _level(w, h, FINE_MASS, FINE_SHARE, FINE_TOP)
     ranks, sizes, zones = f4(w, RANK)[h], i4(w, SIZE)[h], i4(w, ZONE)[h]
-    singles, n, left = f4(w, SINGLE_MASS), found[1], 0.0
+    singles, logits, n, left = f4(w, SINGLE_MASS), f4(w, FINE_LOGIT), found[1], 0.0
     for g in range(count):
+        at = h * count + g
         for u in range(w[SINGLES]):
-            masses[g, found[0] + u] = singles[h * count + g, u]
+            # A single has no spread: its mass is that of its logit.
+            masses[g, found[0] + u] = logits[at, found[0] + u] = singles[at, u]
     copy(f4(w, STEADY_LSE)[0, h * count : (h + 1) * count], z)
     coarse, parts, highs, _ = _level(w, h, COARSE_MASS, COARSE_SHARE, COARSE_TOP)
     if w[TWO_LEVEL]:

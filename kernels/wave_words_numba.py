@@ -75,14 +75,15 @@ OUT = np.int64(106)  # float32 [Hq, D]
 EXACT = np.int64(109)  # float32 [1, Hq]
 TOKENS = np.int64(112)  # int64 [1, H]: retrieved
 BYTES = np.int64(115)  # int64 [1, H]
-# int64 [T * 10, TILE]: of two tiles addresses of keys, values, scales, columns, addresses
+# int64 [T * 12, TILE]: of two tiles addresses of keys, values, scales, columns, addresses,
+# candidates
 PART_AT = np.int64(118)
 LSE_EXACT = np.int64(121)  # float32 [1, Hq]
 # int64 [3, H]: whether a head's clusters are chosen, its parts that are taken, those that are done
 PROGRESS = np.int64(124)
 Q_TURNED = np.int64(127)  # float32 [Hq, D]: `rotate` of Q, for int4
-PART_BASE = np.int64(130)  # float32 [T * 2 * G, TILE]: scores of the centres, of two tiles
-PART_CENTRE = np.int64(133)  # float32 [T, D]: a centre
+Q_WHOLE = np.int64(130)  # int16 [Hq, D]: Q in steps of Q_STEP
+Q_STEP = np.int64(133)  # float32 [1, Hq]
 # int64 [H, candidates]: addresses of the retrieved; no rows where all are where the table says
 PLACE = np.int64(136)
 LSE = np.int64(139)  # float32 [1, Hq]: log of the whole mass
@@ -93,7 +94,8 @@ COARSE_SHARE = np.int64(148)
 COARSE_TOP = np.int64(151)  # float32 [H, G]
 FINE_SHARE = np.int64(154)  # float32 [H * G, candidates]: the same of the candidates
 FINE_TOP = np.int64(157)  # float32 [H, G]
-WORDS = 160
+FINE_LOGIT = np.int64(160)  # float32 [H * G, candidates]: queries times centroids
+WORDS = 163
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
@@ -113,6 +115,11 @@ def f4(w, name):
 @jit()
 def f8(w, name):
     return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.float64)
+
+
+@jit()
+def i2(w, name):
+    return carray(pointer(w[name]), (w[name + 1], w[name + 2]), np.int16)
 
 
 @jit()

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 pytest.importorskip("numba")
 
 from retrolocal.kernels.jit_numba import jit
-from retrolocal.kernels.tiles_numba import LANES, QUERIES, ROWS, add_rows, dots, highest
+from retrolocal.kernels.tiles_numba import (
+    LANES,
+    QUERIES,
+    ROWS,
+    WHOLE_LANES,
+    add_rows,
+    dots,
+    highest,
+    largest,
+    whole_dots,
+)
 
 GUARD = 7.0
 Array = NDArray[Any]
@@ -22,6 +32,16 @@ def _dots(
     q: Array, first: int, count: int, rows: Array, out: Array, at: int, stored: Array
 ) -> None:
     dots(q, first, count, rows, len(rows), out, at, stored)
+
+
+@jit(entry=True)
+def _whole_dots(q: Array, steps: Array, first: int, rows: Array, out: Array, at: int) -> None:
+    whole_dots(q, steps, first, len(out), rows, len(rows), out, at)
+
+
+@jit(entry=True)
+def _largest(dim: int) -> float:
+    return largest(dim)
 
 
 @jit(entry=True)
@@ -73,6 +93,28 @@ def test_products_with_rows_anywhere(element: str) -> None:
                 wanted = q[1 : count + 1].astype(np.float64) @ meant[::-1].T
                 scale = max(1.0, float(np.abs(wanted).max(initial=0)))
                 assert np.abs(out[:, 2 : n + 2] - wanted).max(initial=0) < 1e-5 * scale
+                assert (out[:, :2] == GUARD).all()
+                assert (out[:, n + 2 :] == GUARD).all()
+
+
+@pytest.mark.skipif(not WHOLE_LANES, reason="used on x86 only")
+def test_products_of_whole_numbers_are_exact_up_to_the_largest() -> None:
+    numbers = np.random.default_rng(2)
+    for dim in (WHOLE_LANES, 3 * WHOLE_LANES, 128, 1024):
+        top = int(_largest(dim))
+        for count in range(1, 2 * QUERIES + 2):
+            for n in (0, 1, ROWS - 1, ROWS, 2 * ROWS + 1):
+                rows = numbers.integers(-128, 128, (n, dim), np.int8)
+                rows[-1:] = -128
+                q = numbers.integers(-top, top + 1, (count + 2, dim), np.int16)
+                q[1] = -top
+                steps = numbers.random(count + 2).astype(np.float32)
+                out = np.full((count, n + 3), GUARD, np.float32)
+                _whole_dots(q, steps, 1, addresses(rows), out, 2)
+                wanted = q[1 : count + 1].astype(np.int64) @ rows[::-1].T.astype(np.int64)
+                meant = wanted * steps[1 : count + 1, None].astype(np.float64)
+                scale = max(1.0, float(np.abs(meant).max(initial=0)))
+                assert np.abs(out[:, 2 : n + 2] - meant).max(initial=0) < 1e-6 * scale
                 assert (out[:, :2] == GUARD).all()
                 assert (out[:, n + 2 :] == GUARD).all()
 

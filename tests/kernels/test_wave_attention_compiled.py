@@ -105,6 +105,12 @@ def step_config(index: str, selection: Selection = AUTO, store: str = "bf16") ->
     )
 
 
+def rounding(step: Any) -> float:
+    """What logits may be off by: queries meet int8 rows as whole numbers up to 32,767."""
+    first = step.segments[0]
+    return 1e-3 if torch.int8 in (first.fine.centroids.dtype, first.codec.element) else 1e-4
+
+
 def on_edge(step: Any, selection: Selection, expected: StepAnswer) -> Tensor:
     """For which KV heads rounding decides what is retrieved, bool [Hkv].
 
@@ -112,7 +118,7 @@ def on_edge(step: Any, selection: Selection, expected: StepAnswer) -> Tensor:
     hair changes the reference's own answer, another order of summation may do so as well.
     """
     edge = torch.zeros(len(expected.retrieved_tokens), dtype=torch.bool)
-    plain, hair = module.buckets, 1e-4
+    plain, hair = module.buckets, rounding(step)
     generator = torch.Generator().manual_seed(0)
 
     def nudged(ranks: Tensor, way: int) -> Tensor:
@@ -132,18 +138,18 @@ def on_edge(step: Any, selection: Selection, expected: StepAnswer) -> Tensor:
     return edge
 
 
-def assert_alike(step: Any, selection: Selection, found: StepAnswer, tolerance: float) -> bool:
+def assert_alike(step: Any, selection: Selection, found: StepAnswer) -> bool:
     """`found` is what the reference answers, but for heads where rounding decides.
 
     Returns whether rounding decided nowhere.
     """
     expected = step.answer(wave_attention_reference, selection)
-    kv_heads = len(expected.retrieved_tokens)
+    kv_heads, tolerance = len(expected.retrieved_tokens), rounding(step)
     by_query = (
         (found.out - expected.out).abs().amax(1) <= tolerance,
-        (found.lse - expected.lse).abs() <= 1e-4,
-        (found.lse_exact - expected.lse_exact).abs() <= 1e-4,
-        (found.mass_exact - expected.mass_exact).abs() <= 1e-5,
+        (found.lse - expected.lse).abs() <= tolerance,
+        (found.lse_exact - expected.lse_exact).abs() <= tolerance,
+        (found.mass_exact - expected.mass_exact).abs() <= 0.1 * tolerance,
     )
     alike = torch.stack([x.view(kv_heads, -1).all(1) for x in by_query]).all(0)
     alike &= found.retrieved_tokens == expected.retrieved_tokens
@@ -202,7 +208,7 @@ def test_it_answers_as_the_reference(
     )
     with threads(number), everything_read():
         found = step.answer(wave_attention, selection)
-        if assert_alike(step, selection, found, 1e-4):
+        if assert_alike(step, selection, found):
             assert found.bytes <= step.answer(wave_attention_reference, selection).bytes
         least = int(found.retrieved_tokens.sum()) * step.segments[0].codec.token_bytes(dim)
         assert found.bytes >= least
@@ -216,7 +222,7 @@ def test_nothing_has_to_be_steady(make_step: Callable[..., Any], name: str, seed
     step, selection = replace(step, steady_rows=none), SELECTIONS[name]
     with everything_read():
         found = step.answer(wave_attention, selection)
-        alike = assert_alike(step, selection, found, 1e-4)
+        alike = assert_alike(step, selection, found)
     assert alike, "another seed, where rounding decides nothing"
     if name == "budget 1":
         out, lse = step.dense
@@ -284,7 +290,7 @@ def test_estimates_that_were_far_too_high(
     step = make_step(0, [600], k=k, q=q, store=torch.bfloat16, config=step_config("int8"))
     selection = Selection(descend=descend, tokens=0.4)
     with everything_read():
-        assert_alike(step, selection, step.answer(wave_attention, selection), 1e-4)
+        assert_alike(step, selection, step.answer(wave_attention, selection))
 
 
 def test_a_query_may_lie_in_memory_as_it_likes(make_step: Callable[..., Any]) -> None:
