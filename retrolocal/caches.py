@@ -9,7 +9,7 @@ import torch
 
 from .cache import DenseCache, RingCache
 from .config import SessionConfig
-from .crossover import Crossover, Shape, crossover, tokens_of
+from .crossover import Crossover, Shape, crossover, is_known, tokens_of
 from .device import free_bytes
 from .models.config import ModelConfig
 from .relief import SMALLER_CACHE
@@ -89,6 +89,14 @@ def may_be_clustered(model: ModelConfig, config: SessionConfig, tokens: int) -> 
     )
 
 
+def unmeasured(
+    model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether the length from which the index is used has to be measured first."""
+    asks = config.cache == "auto" or (config.cache == "wave" and config.prefill == "wave")
+    return asks and not is_known(_shape(model, dtype, device), config.wave)
+
+
 def is_clustered(
     model: ModelConfig,
     config: SessionConfig,
@@ -111,14 +119,7 @@ def wave_lengths(
     expected: int = 0,
 ) -> Lengths:
     """From which lengths on the layers' caches use the index; measured when first asked."""
-    wave = config.wave
-    shape = Shape(
-        q_heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        dtype=dtype,
-        device=device,
-    )
+    wave, shape = config.wave, _shape(model, dtype, device)
 
     @functools.cache
     def measured() -> Crossover:
@@ -139,4 +140,14 @@ def wave_lengths(
         prefill=from_prefill,
         stepped=0 if config.prefill == "dense" else STEPPED,
         may_stay_dense=config.cache == "auto",
+    )
+
+
+def _shape(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> Shape:
+    return Shape(
+        q_heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=device,
     )

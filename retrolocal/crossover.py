@@ -63,6 +63,12 @@ _known: dict[str, Crossover] = {}
 """A process keeps to one answer, also where nothing can be written down."""
 
 
+def is_known(shape: Shape, config: WaveConfig) -> bool:
+    """Whether `crossover` answers at once."""
+    key = _key(shape, config)
+    return key in _known or _remembered(key) is not None
+
+
 def crossover(shape: Shape, config: WaveConfig) -> Crossover:
     """Measured now, or on an earlier day."""
     key = _key(shape, config)

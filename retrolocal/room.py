@@ -12,10 +12,12 @@ import torch
 
 from .amounts import size_text
 from .arguments import size
+from .caches import may_be_clustered, unmeasured
 from .config import SessionConfig
 from .errors import MemoryLimitError, UsageError
 from .head import Head
 from .kept_bytes import kept_bytes
+from .kernels.compiled import to_compile
 from .memory import (
     Limit,
     MemoryEstimate,
@@ -30,6 +32,12 @@ from .paths import spill_dir
 from .planning import Planner, gpu_limit, needs
 from .wave.tiers import Tiers
 
+MEASURING = (
+    "measuring from which length on the index is faster here, once for this kind of model and "
+    "these settings: up to half a minute"
+)
+COMPILING = "the first answer compiles attention for this processor, once: up to a minute longer"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
@@ -42,6 +50,11 @@ class Forecast:
     """Beside the weights."""
     disk: int
     """Bytes that are still to be written to the library."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to read."""
+        return self.kept == self.tokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +88,18 @@ class Room:
             memory=self.estimate(head),
             disk=self.disk_bytes(head, known),
         )
+
+    def first_time(self, head: Head) -> str | None:
+        """Which of `MEASURING` and `COMPILING` lies before the first answer behind this head.
+
+        What is measured is compiled for it, and a text of one segment at least is.
+        """
+        if not may_be_clustered(self.model, self.config, len(head.ids)):
+            return None
+        if not head.kept and unmeasured(self.model, self.config, self.dtype, self.device):
+            return MEASURING
+        cpu = self.device.type == "cpu"
+        return COMPILING if cpu and to_compile(self.config.cache) else None
 
     def require(self, head: Head) -> Placement | None:
         """Where this head's keys and values go; None where memory is not the CPU's.

@@ -217,10 +217,9 @@ class Session(Closing):
         caches = () if self._context is None else self._context.caches
         return combine(cache.statistics() for cache in caches) if caches else None
 
-    @property
-    def documents_kept(self) -> bool:
-        """Whether the library has the documents as this session would read them."""
-        return self._heads.of(self._conversation.documents).kept
+    def first_time(self) -> str | None:
+        """What will take longer with these documents, once on this machine."""
+        return self._room.first_time(self._heads.of(self._conversation.documents))
 
     def documents_estimate(self) -> Forecast:
         """What reading the documents takes, beside what the library has of them."""

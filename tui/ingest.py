@@ -17,7 +17,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -39,11 +39,12 @@ from ..library import Library, require_corpus_name
 from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
-from ..room import Forecast
+from ..room import MEASURING, Forecast
 from ..session import Session
 from ..shared_options import extraction
 from ..shelf import Keeping, corpus_documents, known_document
 from ..wave.zones import piece_end
+from .leaving import left_promptly
 from .time_left import Pace, TimeLeft, about, spoken
 
 PACES = "reading.json"
@@ -69,9 +70,16 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     if (said := device_note(config)) is not None:
         report.remark(said)
     bring(model, config, report, documents)
-    with Session.open(model, config, documents=documents, keeping=keeping) as session:
-        pace = _Pace(session)
-        tokens = _announce(session, documents, library, pace.known, report)
+    with ExitStack() as stack:
+        with left_promptly(lambda: _say_unread(report)):
+            opened = Session.open(
+                model, config, documents=documents, keeping=keeping, notice=report.remark
+            )
+            session = stack.enter_context(opened)
+            pace = _Pace(session)
+            if session.first_time() == MEASURING:
+                report.remark(MEASURING)
+            tokens = _announce(session, documents, library, pace.known, report)
         code = _read(session, documents, tokens, arguments, pace, report)
     if (note := unkept_note()) is not None:
         report.remark(note)
@@ -156,9 +164,8 @@ def _announce(
     forecast = session.documents_estimate()
     free, ram = disk_free(library.path), session.config.ram
     memory = min(forecast.memory.total, ram) if ram else forecast.memory.total
-    whole = forecast.kept == forecast.tokens
     seconds = None
-    if pace is not None and not whole:
+    if pace is not None and not forecast.whole:
         seconds = pace.seconds(forecast.tokens, forecast.kept)
     report.say(
         {
@@ -169,7 +176,7 @@ def _announce(
             "disk_bytes": forecast.disk,
             "free_bytes": free,
             "memory_bytes": memory,
-            "kept": whole,
+            "kept": forecast.whole,
             "seconds_expected": None if seconds is None else round(seconds, 1),
         },
         f"{len(documents):,} document{'s' * (len(documents) != 1)}, "
@@ -181,7 +188,7 @@ def _announce(
 def _expected(forecast: Forecast, free: int, memory: int, seconds: float | None) -> str:
     """What is left to do, and what that takes."""
     tokens, kept = forecast.tokens, forecast.kept
-    if kept == tokens:
+    if forecast.whole:
         return f"{tokens:,} tokens, which the library has"
     begin = f"{tokens:,} tokens: "
     if kept:
@@ -239,6 +246,12 @@ def _in_a_piece(session: Session, read: int, tokens: int) -> bool:
 
 def _piece_end(session: Session, tokens: int) -> int:
     return piece_end(tokens, session.config.wave, session.model_config.chunk_tokens)
+
+
+def _say_unread(report: Report) -> None:
+    """What an interruption before the first token leaves."""
+    facts = {"event": "stopped", "done": 0, "total": None, "kept_tokens": None}
+    report.say(facts, "stopped before anything was read: nothing new is kept")
 
 
 def _stopped(kept: int, tokens: int, first: int) -> str:

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PATIENCE = 30.0
 """Seconds that the application may take to leave by itself."""
 _TICK = 0.1
+MOMENT = 1.0
+"""Seconds that work without a terminal's screen may take to end by itself."""
 
 
 class Leaving:
@@ -41,3 +46,36 @@ class Leaving:
             if self._done.wait(_TICK):
                 return
         os._exit(code)
+
+
+@contextmanager
+def left_promptly(tell: Callable[[], None]) -> Iterator[None]:
+    """At Ctrl-C `tell` is called at once, on another thread, and 130 is the exit code in a moment.
+
+    Compiling holds the main thread for seconds, in which Python handles no signal. For work that
+    may end anywhere; to be entered on the main thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    over = threading.Event()
+
+    def watch() -> None:
+        while (number := os.read(reader, 1)[0]) not in (0, signal.SIGINT):
+            pass
+        if number == signal.SIGINT:
+            tell()
+            if not over.wait(MOMENT):
+                os._exit(128 + signal.SIGINT)
+
+    watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        os.write(writer, b"\0")
+        watcher.join()
+        os.close(reader)
+        os.close(writer)

@@ -37,7 +37,7 @@ from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
 from ..ingest import Document, given_once
-from ..kernels.compiled import to_compile, unkept_note
+from ..kernels.compiled import unkept_note
 from ..library import Library
 from ..report import Report
 from ..session import AskOptions, Reply, Session
@@ -78,10 +78,8 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
         )
     if (note := device_note(config)) is not None:
         screen.say(note)
-    if documents and session.device.type == "cpu" and to_compile(config.cache):
-        screen.say(
-            "the first answer compiles attention for this processor, once: up to a minute longer"
-        )
+    if (line := session.first_time()) is not None:
+        screen.say(line)
     with session:
         session.set_system(system)
         return _Chat(session, arguments, sampling, screen).run(questions)

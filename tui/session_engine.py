@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 MEASURE_SECONDS = 0.33
 """Between two figures while an answer is written."""
-COMPILING = "The first answer compiles attention for this processor, once: up to a minute longer."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +121,14 @@ class SessionEngine:
         self._measure(control, 0)
         if (note := device_note(settings.config)) is not None:
             notes = (*notes, note)
+        if (line := session.first_time()) is not None:
+            notes = (*notes, f"{line[0].upper()}{line[1:]}.")
         return Opened(
             model=session.name,
             max_tokens=session.max_tokens,
             device=session.device.type,
             answering={**self._answering, **asdict(session.sampling(**settings.sampling))},
-            notes=(*notes, COMPILING) if documents and self._compiles else notes,
+            notes=notes,
         )
 
     def read_documents(self, control: Control) -> None:

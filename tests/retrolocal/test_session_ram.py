@@ -139,7 +139,7 @@ def test_a_library_that_is_removed_under_a_chat(
         little(monkeypatch)
     keeping = Keeping(library=library)
     with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
-        assert session.documents_kept
+        assert session.documents_estimate().whole
         first = ask(session, document)
         shutil.rmtree(library.path)
         assert ask(session, document, 900).text
@@ -172,7 +172,7 @@ def test_a_large_entry_is_checked_when_it_is_touched(
     keeping = Keeping(library=library, tell=remarks.append)
     everything = replace(CONFIG, wave=replace(WAVE, budget=1.0))
     with Session.open("builtin", everything, documents=[document], keeping=keeping) as session:
-        assert session.documents_kept
+        assert session.documents_estimate().whole
         assert remarks == []
         # It is read again, from where it is damaged.
         again = ask(session, document)
@@ -267,7 +267,7 @@ def test_reading_ahead_again_mends_a_large_entry(
     remarks: list[str] = []
     keeping = Keeping(library=library, required=True, checked=True, tell=remarks.append)
     with Session.open("builtin", CONFIG, documents=[document], keeping=keeping) as session:
-        assert not session.documents_kept
+        assert not session.documents_estimate().whole
         *_, last = session.read_documents()
     assert last.done == last.total
     assert any(path.name in line for line in remarks)

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from retrolocal import crossover
 from retrolocal.cli import main
 from retrolocal.generate import Progress
 from retrolocal.library import Library
 from retrolocal.memory import MemoryEstimate
-from retrolocal.room import Forecast
+from retrolocal.room import MEASURING, Forecast
 from retrolocal.shelf import corpus_documents
 from retrolocal.tui import ingest
 from retrolocal.tui.ingest import _expected, ready_line
@@ -69,6 +70,21 @@ def test_the_second_text_is_told_how_long_it_takes(
     assert 0 < second["seconds_expected"] < 3600  # type: ignore[operator]
     again = starts("2.txt")
     assert (again["kept"], again["seconds_expected"]) == (True, None)
+
+
+def test_what_is_measured_once_is_announced(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.remembered.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(crossover, "_known", {})
+    monkeypatch.setattr(crossover, "_decode", lambda *which: 1)
+    monkeypatch.setattr(crossover, "_prefill", lambda *which: 1)
+    for name, words in (("short", 100), ("long", 2600), ("longer", 2700)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text(" ".join(f"w{number}" for number in range(words)), encoding="utf-8")
+        assert main(["ingest", "-m", "builtin", str(path)]) == 0
+        first = capsys.readouterr().err.splitlines()[0]
+        assert (first == MEASURING) == (name == "long")
 
 
 @pytest.mark.parametrize(("words", "kept"), [(1200, 0), (2200, 8260)])
@@ -183,7 +199,7 @@ def remarks(paths: Sequence[Path], corpus: str, model: Path, capsys: Captured) -
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     start = [event["event"] for event in events].index("start")
     assert "remark" not in [event["event"] for event in events[start:]]
-    return [event["text"] for event in events[:start]]
+    return [event["text"] for event in events[:start] if event["text"] != MEASURING]
 
 
 def test_a_file_that_changed_is_said_to_be_there_twice(

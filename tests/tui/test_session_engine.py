@@ -21,6 +21,7 @@ from retrolocal.errors import (
 from retrolocal.ingest import Options
 from retrolocal.kernels import compiled
 from retrolocal.library import Library, segment, tensor_file
+from retrolocal.room import COMPILING
 from retrolocal.session import Session
 from retrolocal.shelf import Keeping, document_of
 from retrolocal.tui.engine import (
@@ -35,7 +36,7 @@ from retrolocal.tui.engine import (
     Turn,
     Wrote,
 )
-from retrolocal.tui.session_engine import COMPILING, EngineSettings, SessionEngine
+from retrolocal.tui.session_engine import EngineSettings, SessionEngine
 
 
 @dataclass
@@ -303,11 +304,13 @@ def test_answers_are_made_with_what_was_changed(settings: EngineSettings) -> Non
 def test_what_is_compiled_once_is_announced(
     settings: EngineSettings, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrolocal.kernels.compiled.to_compile", lambda cache: True)
+    for module in ("kernels.compiled", "room"):
+        monkeypatch.setattr(f"retrolocal.{module}.to_compile", lambda cache: True)
     wave = WaveConfig(segment_tokens=256, growth_tokens=64, window_tokens=16, least=64)
     config = SessionConfig(cache="wave", wave=wave, batch_size=64)
     engine = SessionEngine(replace(settings, config=config, files=(str(book),)))
-    assert engine.open(Listener(), download=False).notes == (COMPILING,)
+    [note] = engine.open(Listener(), download=False).notes
+    assert note.lower() == f"{COMPILING}.".lower()
     engine.read_documents(Listener())
     stages = []
     for question in ("one", "two"):
