@@ -310,13 +310,13 @@ class Shelf:
     ) -> Writer | None:
         texts = [
             DocumentText(
-                name=document.name,
+                name=name,
                 digest=document.digest,
                 extractor=document.extractor,
                 text=document.text,
                 outline=document.to_json(),
             )
-            for document in documents
+            for name, document in zip(self._names(identity, documents), documents, strict=True)
         ]
         try:
             return self._library.write(
@@ -329,6 +329,20 @@ class Shelf:
         except LibraryError as error:
             self._failed(error)
             return None
+
+    def _names(self, identity: Identity, documents: Sequence[Document]) -> list[str]:
+        """What is written again or continued keeps its names, and standard input takes those that
+        the library knows for its text."""
+        names = [document.name for document in documents]
+        with suppress(LibraryError):
+            for manifest in self._library.entries_of(_files(documents)):
+                names = [
+                    stored.name
+                    if STDIN != stored.name and (name == STDIN or manifest.identity == identity)
+                    else name
+                    for name, stored in zip(names, manifest.documents, strict=True)
+                ]
+        return names
 
     def _failed(self, error: LibraryError) -> None:
         if self._required:

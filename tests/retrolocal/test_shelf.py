@@ -142,6 +142,17 @@ def test_what_came_from_standard_input_is_called_like_its_file(
     assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
 
 
+@pytest.mark.parametrize("name", ["stdin", "copy.txt"])
+def test_an_unfinished_text_keeps_its_name(library: Library, book: Path, name: str) -> None:
+    document = document_of(book)
+    read_pieces([replace(document, name="stdin")], library, 1)
+    read_pieces([document], library, 2)
+    read_pieces([replace(document, name=name)], library, 3)
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["book.txt"]
+    ask([replace(document, name=name)], library)
+    assert [manifest.name for manifest in library.catalogue().manifests] == ["book.txt"]
+
+
 @pytest.mark.parametrize("config", [CONFIG, DENSE, AUTO])
 def test_a_corpus_grows_at_its_end(tmp_path: Path, book: Path, config: SessionConfig) -> None:
     more = write(tmp_path, "more.txt", 2)
