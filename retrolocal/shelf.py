@@ -338,7 +338,7 @@ class Shelf:
             for manifest in self._library.entries_of(_files(documents)):
                 names = [
                     stored.name
-                    if STDIN != stored.name and (name == STDIN or manifest.identity == identity)
+                    if stored.name != STDIN and (name == STDIN or manifest.identity == identity)
                     else name
                     for name, stored in zip(names, manifest.documents, strict=True)
                 ]

@@ -35,7 +35,8 @@ from ..generate import Progress
 from ..ingest import Document, given_once, read_documents
 from ..ingest.source import STDIN, printable
 from ..kernels.compiled import unkept_note
-from ..library import Library, require_corpus_name
+from ..library import FileId, Library, require_corpus_name
+from ..library.manifest import name_like
 from ..paths import disk_free
 from ..remembered import remember, remembered
 from ..report import Report
@@ -79,6 +80,8 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
             pace = _Pace(session)
             if session.first_time() == MEASURING:
                 report.remark(MEASURING)
+            if corpus is None and (line := _known_as(library, documents)) is not None:
+                report.remark(line)
             tokens = _announce(session, documents, library, pace.known, report)
         code = _read(session, documents, tokens, arguments, pace, report)
     if (note := unkept_note()) is not None:
@@ -130,6 +133,16 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
     if not documents:
         raise DocumentError("there is nothing to read; give a file or a folder with some")
     return documents
+
+
+def _known_as(library: Library, documents: Sequence[Document]) -> str | None:
+    """That the library calls these texts otherwise."""
+    files = [FileId(document.digest, document.extractor) for document in documents]
+    entries, names = library.entries_of(files), [name_like(one.name) for one in documents]
+    if not entries or any(names == [one.name for one in known.documents] for known in entries):
+        return None
+    same = "text is" if len(names) == 1 else "texts are"
+    return f'{_listed(names)}: the same {same} in the library as "{entries[0].name}"'
 
 
 class _Pace:

@@ -192,6 +192,18 @@ def test_what_was_ingested_from_stdin_is_found_by_the_same_text(
     assert int(read) < 50 < 500 < int(total)
 
 
+@pytest.mark.parametrize("words", [["--json"], []])
+def test_a_text_that_has_another_name_in_the_library_is_called_by_it(
+    words: list[str], tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    told = 'copy.txt: the same text is in the library as "book.txt"'
+    for name in ("book.txt", "copy.txt", "book.txt"):
+        (tmp_path / name).write_text("ten green bottles", encoding="utf-8")
+        assert main(["ingest", str(tmp_path / name), "-m", str(tiny_model), *words]) == 0
+        captured = capsys.readouterr()
+        assert (told in (captured.out + captured.err).replace("\\", "")) == (name == "copy.txt")
+
+
 def remarks(paths: Sequence[Path], corpus: str, model: Path, capsys: Captured) -> list[str]:
     """Of an `ingest` of these, before it begins to read."""
     words = ["ingest", *map(str, paths), "--corpus", corpus, "-m", str(model), "--json"]
