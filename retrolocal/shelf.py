@@ -444,16 +444,19 @@ def known_document(library: Library, unread: Unread) -> Document | None:
 def _check(entry: Entry, *, whole: bool) -> None:
     """Every byte of an entry up to `CHECKED_WHOLE` bytes; of a larger one, unless the `whole` is
     wanted, all but the keys and values, which stay on the disk until they are needed and are
-    checked then.
+    checked then. Its texts too where the `whole` is wanted.
 
     Raises DamagedError; the entry is closed then.
     """
     parts = (*entry.segments(), entry.tail)
-    whole = whole or _checked_whole(parts)
+    every_byte = whole or _checked_whole(parts)
     try:
+        for number in range(len(entry.documents) if whole else 0):
+            entry.text(number)
+            entry.outline(number)
         for part in parts:
             for name in part.names:
-                if whole or name.rpartition(".")[2] not in kept.MAPPED:
+                if every_byte or name.rpartition(".")[2] not in kept.MAPPED:
                     part.check(name)
     except DamagedError:
         entry.close()

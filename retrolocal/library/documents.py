@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,16 @@ def read_outline(fs: FileSystem, stored: StoredDocument) -> Any:
         return canonical.decode(get_object(fs, stored.outline))
     except ValueError as error:
         raise DamagedError(f"the outline of {stored.name} is damaged ({error}); {AGAIN}") from error
+
+
+def lost_of_corpus(name: str, error: DamagedError) -> DamagedError:
+    """What is said of a text of a corpus that cannot be read: reading one file again is no help."""
+    quoted = shlex.quote(name)
+    return DamagedError(
+        f"{str(error).removesuffix(AGAIN)}retrolocal library show {quoted} names the files: "
+        f"remove the corpus (retrolocal library rm {quoted}), then ingest them again with "
+        f"--corpus {quoted}"
+    )
 
 
 def text_of(fs: FileSystem, stored: StoredDocument) -> DocumentText:

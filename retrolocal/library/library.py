@@ -30,7 +30,7 @@ from .catalogue import (
 )
 from .chain import Prefix, known_segments, longest_chain, open_prefix
 from .cleaning import Cleaned, clean, drop_scratch, remove_entry
-from .documents import DocumentText, store_document, text_of
+from .documents import DocumentText, lost_of_corpus, store_document, text_of
 from .entry import Entry
 from .filesystem import DiskFileSystem, FileSystem
 from .identity import Difference, Identity, TokenIds, differences, root_key
@@ -175,7 +175,10 @@ class Library:
             if not found:
                 raise LibraryError(self._absent(catalogue, name))
             _one_key(name, found)
-            return [text_of(self._fs, document) for document in found[0].documents]
+            try:
+                return [text_of(self._fs, document) for document in found[0].documents]
+            except DamagedError as error:
+                raise lost_of_corpus(name, error) from error
 
     def longest_prefix(self, identity: Identity, token_ids: TokenIds) -> Prefix:
         """The longest run of stored segments that `token_ids` begins with.

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from ..errors import DamagedError, LibraryError
-from .documents import read_outline, read_text
+from .documents import lost_of_corpus, read_outline, read_text
 from .filesystem import FileSystem
 from .identity import child_key, tail_key
 from .manifest import Manifest, TensorFile
@@ -62,6 +62,9 @@ def verify_entry(fs: FileSystem, manifest: Manifest, *, deep: bool) -> Verified:
         for read in (read_text, read_outline):
             try:
                 read(fs, document)
+            except DamagedError as error:
+                corpus = manifest.kind == "corpus"
+                problems.append(str(lost_of_corpus(manifest.name, error) if corpus else error))
             except LibraryError as error:
                 problems.append(str(error))
     for blob in manifest.blobs if deep else (manifest.page_map,):

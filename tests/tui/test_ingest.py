@@ -254,6 +254,49 @@ def test_a_corpus_that_lost_a_part_is_read_again(
     assert library.verify("notes", deep=True).problems == ()
 
 
+def without_text(name: str) -> Path:
+    """Removes the first text of an entry."""
+    library = Library()
+    path = library.path / "objects" / library.find(name).documents[0].text.name
+    path.unlink()
+    return path
+
+
+def test_a_text_that_is_gone_is_put_there_again(
+    tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one and two", encoding="utf-8")
+    words = ["ingest", str(book), "-m", str(tiny_model)]
+    assert main(words) == 0
+    gone = without_text("book.txt")
+    assert Library().verify("book.txt").problems
+    assert main(words) == 0
+    assert f"{gone} is missing" in capsys.readouterr().err
+    assert Library().verify("book.txt", deep=True).problems == ()
+
+
+def test_of_a_corpus_it_is_said_how_its_texts_come_back(
+    tiny_model: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one and two", encoding="utf-8")
+    remarks([book], "my notes", tiny_model, capsys)
+    gone = without_text("my notes")
+    words = ["ingest", str(book), "--corpus", "my notes", "-m", str(tiny_model)]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert f"{gone} is missing" in said
+    for command in ("show", "rm"):
+        assert f"retrolocal library {command} 'my notes'" in said
+    assert said.endswith("ingest them again with --corpus 'my notes'\n")
+    assert said.rstrip() == f"retrolocal: {Library().verify('my notes').problems[0]}"
+    for command in ("show", "rm"):
+        assert main(["library", command, "my notes"]) == 0
+    assert main(words) == 0
+    assert Library().verify("my notes", deep=True).problems == ()
+
+
 def test_a_corpus_whose_manifest_is_damaged_is_not_begun_anew_in_silence(
     tiny_model: Path, tmp_path: Path, capsys: Captured
 ) -> None:
