@@ -18,7 +18,7 @@ from ..errors import DamagedError, LibraryError
 from . import canonical
 from .filesystem import FileSystem
 from .identity import Identity, root_key
-from .manifest import MAX_MANIFEST_BYTES, REMEDY, Kind, Manifest, State, TensorFile, decode, encode
+from .manifest import MAX_MANIFEST_BYTES, Kind, Manifest, State, TensorFile, decode, encode, remedy
 from .place import ENTRIES
 from .publish import publish_bytes
 
@@ -145,12 +145,12 @@ def read_manifest(fs: FileSystem, file: int, key: str, state: State) -> Manifest
     label = str(fs.root / manifest_path(key, state))
     size = os.fstat(file).st_size
     if size > MAX_MANIFEST_BYTES:
-        raise DamagedError(f"{label} is damaged ({size:,} bytes are too many); {REMEDY}")
+        raise DamagedError(f"{label} is damaged ({size:,} bytes are too many); {remedy(label)}")
     manifest = decode(os.pread(file, size + 1, 0), label)
     files = [FileId(document.digest, document.extractor) for document in manifest.documents]
     key_of = entry_key(manifest.kind, manifest.name, files, manifest.identity)
     if (manifest.key, manifest.state, key_of) != (key, state, key):
-        raise DamagedError(f"{label} is damaged (it belongs to another entry); {REMEDY}")
+        raise DamagedError(f"{label} is damaged (it belongs to another entry); {remedy(label)}")
     return manifest
 
 

@@ -351,10 +351,9 @@ class Library:
                     f"{name!r} is not finished ({manifest.tokens:,} tokens are saved); ingest it "
                     "again to continue"
                 )
-        damaged = ""
         if catalogue.problems:
-            damaged = f" ({len(catalogue.problems)} of its entries cannot be read)"
-        return f"the library has no entry {name!r}{damaged}; see retrolocal library list"
+            return f"{name!r} {_perhaps({problem.key for problem in catalogue.problems})}"
+        return f"the library has no entry {name!r}; see retrolocal library list"
 
 
 def require_corpus_name(name: str) -> str:
@@ -363,6 +362,17 @@ def require_corpus_name(name: str) -> str:
         return checked_name(name)
     except ValueError as error:
         raise UsageError(f"--corpus is {name!r:.80}; {error}") from error
+
+
+def _perhaps(keys: Set[str]) -> str:
+    """What is said of a name that no readable entry has, where these cannot be read."""
+    which = f"one of {len(keys)} entries that cannot be read"
+    if len(keys) == 1:
+        which = f"an entry that cannot be read, {min(keys)[:12]}"
+    return (
+        f"is the name of no entry that can be read; it may be {which}: retrolocal library list "
+        "says what is wrong"
+    )
 
 
 def _one_key(name: str, found: Sequence[Manifest], broken: Set[str] = frozenset()) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 import xxhash
@@ -26,7 +27,6 @@ MAX_DOCUMENTS = 65_536
 MAX_NAME = 255
 MAX_BYTES = 1 << 53
 
-REMEDY = "remove it (retrolocal library rm) and ingest again"
 _TRAILER = re.compile(rb"\nretrolocal-manifest ([1-9]\d{0,8}|0) ([1-9]\d{0,8}) ([0-9a-f]{32})\n")
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Fixed code points: what is printable differs between versions of Unicode."""
@@ -161,22 +161,31 @@ def decode(data: bytes, label: str) -> Manifest:
     try:
         manifest = _manifest(canonical.decode(body))
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{label} is damaged ({error}); {REMEDY}") from error
+        raise DamagedError(f"{label} is damaged ({error}); {remedy(label)}") from error
     return manifest
 
 
 def _unsealed(data: bytes, label: str) -> bytes:
     trailer = _TRAILER.search(data, max(0, len(data) - _TRAILER_BYTES))
     if trailer is None or trailer.end() != len(data):
-        raise DamagedError(f"{label} is damaged (its end is missing or overwritten); {REMEDY}")
+        raise DamagedError(
+            f"{label} is damaged (its end is missing or overwritten); {remedy(label)}"
+        )
     version, length, checksum = int(trailer[1]), int(trailer[2]), trailer[3].decode()
     if xxhash.xxh3_128_hexdigest(data[: trailer.start(3)]) != checksum:
-        raise DamagedError(f"{label} is damaged (its checksum differs); {REMEDY}")
+        raise DamagedError(f"{label} is damaged (its checksum differs); {remedy(label)}")
     if version != FORMAT:
-        raise LibraryError(f"{label} {of_format(version)}")
+        again = "" if version > FORMAT else f"; {remedy(label)}"
+        raise LibraryError(f"{label} {of_format(version)}{again}")
     if length != trailer.start():
-        raise DamagedError(f"{label} is damaged (its length differs); {REMEDY}")
+        raise DamagedError(f"{label} is damaged (its length differs); {remedy(label)}")
     return data[:length]
+
+
+def remedy(label: str) -> str:
+    """What to do about a manifest that cannot be used, whose file begins with its entry's key."""
+    key = PurePath(label).name[:12]
+    return f"remove it (retrolocal library rm {key}) and ingest again"
 
 
 def of_format(version: int) -> str:
@@ -186,7 +195,7 @@ def of_format(version: int) -> str:
             f"was made by a newer retrolocal (format {version}; this one reads {FORMAT}); "
             "update retrolocal"
         )
-    return f"was made by an older retrolocal (format {version}; this one reads {FORMAT}); {REMEDY}"
+    return f"was made by an older retrolocal (format {version}; this one reads {FORMAT})"
 
 
 def _slots(value: TensorFile | Blob) -> dict[str, Json]:

@@ -147,9 +147,13 @@ def test_a_damaged_entry(shelf: Library, capsys: pytest.CaptureFixture[str]) -> 
     assert str(path) in facts["problems"][0]
     assert str(path) in text(capsys, "list", code=1)[-1]
     assert "nothing was removed" in refusal(capsys, "gc")
+    remedy = f"remove it (retrolocal library rm {key[:12]}) and ingest again"
+    assert facts["problems"][0].endswith(remedy)
     assert str(path) in text(capsys, "verify", key, code=1)[0]
-    assert "1 of its entries cannot be read" in refusal(capsys, "show", "book.txt")
-    assert text(capsys, "rm", key)[0].startswith(f"{key}: removed")
+    for command in ("show", "verify", "rm"):
+        said = refusal(capsys, command, "book.txt")
+        assert f"it may be an entry that cannot be read, {key[:12]}: " in said
+    assert text(capsys, "rm", key[:12])[0].startswith(f"{key[:12]}: removed")
     assert len(answer(capsys, "list")["entries"]) == 2
 
 
