@@ -89,6 +89,21 @@ def may_be_clustered(model: ModelConfig, config: SessionConfig, tokens: int) -> 
     )
 
 
+def index_note(config: SessionConfig) -> str | None:
+    """What to say where the index was asked to work in some way and may not be used."""
+    given = [
+        f"--{name} {value}"
+        for name, value in (("scheme", config.wave.scheme), ("budget", config.wave.budget))
+        if value not in ("wave", None)
+    ]
+    if not given or config.cache == "wave":
+        return None
+    where = "in no text with --cache dense"
+    if config.cache == "auto":
+        where = "from the length on where the index is no slower, with --cache wave in every text"
+    return f"{' and '.join(given)}: used {where}"
+
+
 def unmeasured(
     model: ModelConfig, config: SessionConfig, dtype: torch.dtype, device: torch.device
 ) -> bool:

@@ -148,7 +148,8 @@ def wave_options(group: _ArgumentGroup) -> None:
         "--scheme",
         default="wave",
         metavar="wave|paper",
-        help="paper: selection and estimation as published in RetroInfer (default: wave)",
+        help="paper: selection and estimation as published in RetroInfer; used where the index is, "
+        "so in every text with --cache wave (default: wave)",
     )
     budget_option(group)
     index_option(group)

@@ -26,6 +26,7 @@ import torch
 
 from .. import __version__
 from ..amounts import size_text, told_apart
+from ..caches import index_note
 from ..config import SessionConfig
 from ..default_model import default_model
 from ..device import device_name, device_note, gpu_bytes
@@ -68,8 +69,9 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
         chosen = default_model(gpu_bytes=gpu_bytes(config))
         model = chosen.model
         report.remark(chosen.note)
-    if (said := device_note(config)) is not None:
-        report.remark(said)
+    for said in (device_note(config), index_note(config)):
+        if said is not None:
+            report.remark(said)
     bring(model, config, report, documents)
     with ExitStack() as stack:
         with left_promptly(lambda: _say_unread(report)):

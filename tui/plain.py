@@ -30,6 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..caches import index_note
 from ..config import SessionConfig
 from ..default_model import default_model
 from ..device import device_note, gpu_bytes
@@ -76,10 +77,9 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
             keeping=keeping,
             notice=screen.say,
         )
-    if (note := device_note(config)) is not None:
-        screen.say(note)
-    if (line := session.first_time()) is not None:
-        screen.say(line)
+    for note in (device_note(config), index_note(config), session.first_time()):
+        if note is not None:
+            screen.say(note)
     with session:
         session.set_system(system)
         return _Chat(session, arguments, sampling, screen).run(questions)

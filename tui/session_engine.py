@@ -94,6 +94,7 @@ class SessionEngine:
         name, notes = self._choose()
         control.emit(Began("looking", name))
         self._fetch(name, control, download)
+        from ..caches import index_note
         from ..device import device_note
         from ..kernels.compiled import to_compile
         from ..session import Session
@@ -119,10 +120,8 @@ class SessionEngine:
         self._session = session
         self._compiles = to_compile(settings.config.cache)
         self._measure(control, 0)
-        if (note := device_note(settings.config)) is not None:
-            notes = (*notes, note)
-        if (line := session.first_time()) is not None:
-            notes = (*notes, f"{line[0].upper()}{line[1:]}.")
+        told = (device_note(settings.config), index_note(settings.config), session.first_time())
+        notes = (*notes, *(note for note in told if note is not None))
         return Opened(
             model=session.name,
             max_tokens=session.max_tokens,
