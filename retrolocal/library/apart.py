@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 
 from . import canonical
 from .canonical import Json
@@ -17,9 +18,15 @@ SHORT = {"prefill.kind": "prefill"}
 """Names of what is not known by the last part of its own."""
 
 
-def apart(manifests: Sequence[Manifest]) -> list[str]:
-    """For each entry in which things it is unlike the others: `store int8, dtype float32`."""
-    facts = [dict(_facts(manifest)) for manifest in manifests]
+def apart(manifests: Sequence[Manifest], *, beside: Collection[str] = ()) -> list[str]:
+    """For each entry in which things it is unlike the others: `store int8, dtype float32`.
+
+    Those named in `beside` are told elsewhere.
+    """
+    facts = [
+        {name: value for name, value in _facts(manifest) if name not in beside}
+        for manifest in manifests
+    ]
     names = list(dict.fromkeys(name for one in facts for name in one))
     telling = [name for name in names if len({one[name] for one in facts if name in one}) > 1]
     if "weights" in telling:
@@ -27,6 +34,23 @@ def apart(manifests: Sequence[Manifest]) -> list[str]:
     return [
         ", ".join(f"{_short(name)} {one[name]}" for name in telling if name in one) for one in facts
     ]
+
+
+def namesakes_apart(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Key -> in what an entry is unlike others of its name, where there are any.
+
+    Kind, state and tokens are told elsewhere.
+    """
+    named: defaultdict[str, list[Manifest]] = defaultdict(list)
+    for manifest in manifests:
+        named[manifest.name].append(manifest)
+    return {
+        manifest.key: words
+        for group in named.values()
+        for manifest, words in zip(
+            group, apart(group, beside=("kind", "state", "tokens")), strict=True
+        )
+    }
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,13 @@ def _arguments(name: str, command: Command, words: list[str]) -> argparse.Namesp
 
 def _list(library: Library, arguments: argparse.Namespace) -> Facts:
     catalogue, written = library.catalogue(), library.written_now()
-    entries = [_entry(library, manifest, written) for manifest in catalogue.current]
+    from .apart import namesakes_apart
+
+    unlike = namesakes_apart(catalogue.current)
+    entries = [
+        {**_entry(library, manifest, written), "unlike": unlike[manifest.key]}
+        for manifest in catalogue.current
+    ]
     entries.sort(key=lambda entry: (-entry["last_used"], entry["key"]))
     return {
         "path": str(library.path),
@@ -111,11 +117,13 @@ def _list(library: Library, arguments: argparse.Namespace) -> Facts:
 def _list_lines(facts: Facts) -> list[str]:
     if not facts["entries"] and not facts["problems"]:
         return ["The library is empty. Read a document into it: retrolocal ingest FILE"]
+    told = any(entry["unlike"] for entry in facts["entries"])
     rows = [
         (
             entry["name"],
             entry["kind"],
             _STATES[entry["state"]],
+            *([entry["unlike"]] if told else []),
             f"{entry['tokens']:,}",
             size_text(entry["bytes"]),
             _moment(entry["last_used"]),
@@ -123,8 +131,9 @@ def _list_lines(facts: Facts) -> list[str]:
         )
         for entry in facts["entries"]
     ]
-    names = ("name", "kind", "state", "tokens", "size", "last used", "key")
-    return [*(table(names, rows, left=3) if rows else []), *facts["problems"]]
+    left = ("name", "kind", "state", *(["unlike others of its name"] if told else []))
+    names = (*left, "tokens", "size", "last used", "key")
+    return [*(table(names, rows, left=len(left)) if rows else []), *facts["problems"]]
 
 
 def _show(library: Library, arguments: argparse.Namespace) -> Facts:

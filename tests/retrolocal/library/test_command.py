@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +60,7 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(entries) == {"book.txt", "plays", "late.txt"}
     assert list(entries["plays"]) == [
         *("name", "key", "kind", "state", "tokens", "segments", "documents", "bytes"),
-        *("created", "last_used"),
+        *("created", "last_used", "unlike"),
     ]
     assert (entries["plays"]["kind"], entries["plays"]["tokens"]) == ("corpus", 167)
     assert (entries["late.txt"]["state"], entries["late.txt"]["tokens"]) == ("unfinished", 200)
@@ -67,6 +68,17 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     names = [name.strip() for name in lines[0].strip("|").split("|")]
     assert names == ["name", "kind", "state", "tokens", "size", "last used", "key"]
     assert any("plays" in line and "167" in line and "KiB" in line for line in lines)
+
+
+def test_entries_of_one_name_are_told_apart(
+    shelf: Library, sample: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample.Book().ingest(shelf, identity=replace(sample.IDENTITY, dtype="bfloat16"))
+    unlike = {one["unlike"] for one in answer(capsys, "list")["entries"]}
+    assert unlike == {"", "dtype float32", "dtype bfloat16"}
+    lines = [line for line in text(capsys, "list") if "dtype" in line]
+    assert len(lines) == 2
+    assert all("book.txt" in line for line in lines)
 
 
 def test_an_entry_is_running_only_while_it_is_written(
