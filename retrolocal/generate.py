@@ -8,6 +8,7 @@ tokenizer and text knows no tensor.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -146,15 +147,22 @@ def all_logits(
 ) -> Tensor:
     """Logits at every position of a text, float32 [T, vocab], with caches that are empty.
 
-    Raises UsageError for no ids or an id outside the vocabulary.
+    Raises UsageError for no ids, what is none, or an id outside the vocabulary.
     """
-    wrong = next((t for t in token_ids if not 0 <= t < vocabulary), None)
+    try:
+        known = [operator.index(one) for one in token_ids]
+    except TypeError:
+        raise UsageError(
+            f"{token_ids!r:.40} holds no token ids; give whole numbers, such as those of "
+            "session.tokenizer.encode(TEXT)"
+        ) from None
+    wrong = next((one for one in known if not 0 <= one < vocabulary), None)
     if wrong is not None:
         raise UsageError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
-    if len(token_ids) == 0:
+    if not known:
         raise UsageError("no token ids were given; give at least one")
-    ids = torch.tensor(list(token_ids), device=device)
-    positions = torch.arange(len(token_ids), device=device)
+    ids = torch.tensor(known, device=device)
+    positions = torch.arange(len(known), device=device)
     chunks = zip(torch.split(ids, chunk_tokens), torch.split(positions, chunk_tokens), strict=True)
     return torch.cat([model(c, at, caches, c.shape[0]) for c, at in chunks])
 

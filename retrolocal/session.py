@@ -330,8 +330,8 @@ class Session(Closing):
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Next-token logits at every position, float32 [T, vocab], with fresh caches.
 
-        Raises UsageError for no ids or an id outside the vocabulary, ContextError for more tokens
-        than positions.
+        Raises UsageError for no ids, what is none, or one outside the vocabulary, ContextError for
+        more tokens than positions.
         """
         self._require_positions(len(token_ids))
         return all_logits(

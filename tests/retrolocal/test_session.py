@@ -161,6 +161,9 @@ def test_logits_do_not_depend_on_the_batch(tiny_model: Path, batch: int) -> None
 def test_logits_refuses(session: Session) -> None:
     with pytest.raises(UsageError, match="token id 259 is outside the vocabulary of 259"):
         session.logits([1, 259])
+    for wrong in ("abc", [1, 2.5], [None]):
+        with pytest.raises(UsageError, match=r"holds no token ids; give whole numbers, such as"):
+            session.logits(wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no token ids"):
         session.logits([])
     with pytest.raises(ContextError, match=r"5,000 tokens .* 4,096"):
