@@ -72,8 +72,9 @@ def load(
 ) -> Session:
     """Opens a model: a folder, a Hub id (`org/name[@revision]`) or `builtin`.
 
-    The settings are those of `SessionConfig` and `WaveConfig` (`ram` and `vram` are bytes or
-    spelt "4G"); raises UsageError for a value that makes no sense and what `Session.open` raises.
+    The settings are those of `SessionConfig` and `WaveConfig` (`ram` and `vram` are bytes or "4G");
+    clustered keys and values are kept as they come, where the command line rounds them to int8.
+    Raises UsageError for a value that makes no sense and what `Session.open` raises.
     """
     config = session_config(
         device=device,
