@@ -57,6 +57,17 @@ class Chat:
     """Paths made absolute; documents of a corpus as `CORPUS` says."""
     turns: tuple[ChatTurn, ...] = ()
 
+    def going_on(self, model: str, documents: Sequence[str], turns: Sequence[ChatTurn]) -> Chat:
+        """With these turns; a chat that was named by its first question still is."""
+        named = not self.turns or self.title == _title(self.turns[0].question)
+        return replace(
+            self,
+            title=_title(turns[0].question) if named and turns else self.title,
+            model=model,
+            documents=tuple(documents),
+            turns=tuple(turns),
+        )
+
 
 class ChatStore:
     """The chats of one folder; made when the first one is saved."""
@@ -67,10 +78,9 @@ class ChatStore:
     def new(self, model: str, documents: Sequence[str], first_question: str) -> Chat:
         """A chat that is not saved yet, named by its first question."""
         now = _now()
-        title = " ".join(first_question.split())[:TITLE_CHARACTERS] or "chat"
         return Chat(
             id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-            title=title,
+            title=_title(first_question),
             created=now,
             updated=now,
             model=model,
@@ -139,6 +149,10 @@ class ChatStore:
         if not chat_id or Path(chat_id).name != chat_id or chat_id.startswith("."):
             raise DataError(f"{chat_id!r} names no chat")
         return self.folder / f"{chat_id}.json"
+
+
+def _title(question: str) -> str:
+    return " ".join(question.split())[:TITLE_CHARACTERS] or "chat"
 
 
 def as_markdown(chat: Chat) -> str:

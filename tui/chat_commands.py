@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -277,8 +276,8 @@ class ChatCommands:
             return None
         paths = tuple(place_of(document.path) for document in desk.documents)
         chat = self._saved or self.store.new(desk.model.model, paths, turns[0].question)
-        kept = tuple(ChatTurn(t.question, t.answer, t.stop_reason, t.sources) for t in turns)
-        return replace(chat, model=desk.model.model, documents=paths, turns=kept)
+        kept = [ChatTurn(t.question, t.answer, t.stop_reason, t.sources) for t in turns]
+        return chat.going_on(desk.model.model, paths, kept)
 
     def _open_chat(self, chat_id: str | None) -> None:
         """Goes on with an earlier chat, about the documents it was about."""

@@ -52,6 +52,25 @@ def test_leaving_shows_that_the_chat_is_saved_and_ends_when_it_is(state: Path) -
     assert app.return_code == 0
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_chat_is_named_by_its_first_question_also_when_that_is_edited(
+    state: Path, renamed: bool
+) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.answered("why", "because")
+        if renamed:
+            await command(stage, "/rename mine")
+        await command(stage, "/edit")
+        await stage.until(lambda: stage.chat.prompt.text == "why")
+        stage.chat.prompt.set_text("")
+        await stage.answered("how", "so")
+        await stage.answered("when", "now")
+
+    play(scene, state=state)
+    assert [chat.title for chat in store(state).list()] == ["mine" if renamed else "how"]
+
+
 @pytest.mark.parametrize("key", ["escape", "ctrl+c", "ctrl+q", "ctrl+d"])
 def test_whoever_does_not_want_to_wait_leaves_at_once(state: Path, key: str) -> None:
     engine = FakeEngine()
