@@ -255,11 +255,12 @@ class SessionEngine:
     def _fetch(self, name: str, control: Control, download: bool) -> None:
         """Downloads the model when that is wanted; raises NeedsDownload when it is needed."""
         from ..fetching import usable_with
-        from ..hub import cache_folder, fetch, locate_model
+        from ..hub import cache_folder, fetch, locate_model, retries_told
         from ..paths import disk_free
 
         config = self._settings.config
-        found = locate_model(name, revision=config.revision, offline=config.offline)
+        with retries_told(self._remark):
+            found = locate_model(name, revision=config.revision, offline=config.offline)
         if isinstance(found, Path):
             return
         if not download:
@@ -279,7 +280,8 @@ class SessionEngine:
             control.emit(Advanced("downloading", done, total))
 
         control.emit(Began("downloading", str(found.name)))
-        fetch(found, received=received, check=usable_with(name, config))
+        with retries_told(self._remark):
+            fetch(found, received=received, check=usable_with(name, config))
 
     def _clustered(self) -> bool:
         found = self._opened().statistics()

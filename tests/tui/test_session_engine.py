@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from fake_hub import own_cache, point_at, serving
+from fake_hub import Fault, own_cache, point_at, serving
 
 from retrolocal import shelf
 from retrolocal.config import SessionConfig, WaveConfig
@@ -425,11 +425,14 @@ def test_a_model_that_is_not_here_is_asked_for_and_fetched(
         with pytest.raises(Interrupted, match="what is complete is kept"):
             SessionEngine(settings).open(Listener(stopped=True), download=True)
         listener = Listener()
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        hub.faults.append(Fault("/cdn/", status=429, headers={"Retry-After": "7"}))
         hub.files["model.safetensors"] = (tiny_model / "model.safetensors").read_bytes()
         opened = engine.open(listener, download=True)
     assert opened.model == "org/model"
     stages = [event.stage for event in listener.events if isinstance(event, Began)]
     assert stages == ["looking", "downloading", "loading"]
+    assert Remarked("the Hub answers 429; trying again in 8 s") in listener.events
     bytes_told = [event for event in listener.events if isinstance(event, Advanced)]
     downloaded = [event for event in bytes_told if event.work == "downloading"]
     assert downloaded[-1].done == downloaded[-1].total > 0
