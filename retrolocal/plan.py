@@ -20,6 +20,7 @@ from .amounts import size_text
 from .arguments import command_parser, parsed, size
 from .config import SessionConfig, require_model
 from .errors import UsageError
+from .report import ticking
 from .settings import apply_settings, given_settings
 from .shared_options import (
     batch_option,
@@ -183,9 +184,11 @@ def answered(arguments: argparse.Namespace, config: SessionConfig) -> Answer:
     if tokens is None:
         documents = _documents(arguments)
         characters = sum(len(document.text) for document in documents)
-        if characters >= MANY_CHARACTERS:
-            _tell(f"counting the tokens of {characters:,} characters")
-        tokens = len(head_of(folder, documents).ids)
+        counting = f"counting the tokens of {characters:,} characters"
+        if characters >= MANY_CHARACTERS and not sys.stderr.isatty():
+            _tell(counting)
+        with ticking(counting):
+            tokens = len(head_of(folder, documents).ids)
     if tokens > model.max_positions:
         raise ContextError(
             f"the text has {tokens:,} tokens and {name} has positions for "
@@ -317,9 +320,14 @@ def _planner(
 
 def _documents(arguments: argparse.Namespace) -> list[Document]:
     from .ingest import given_once, read_document
+    from .ingest.source import printable
 
     options = asdict(extraction(arguments))
-    return [read_document(file, **options) for file in given_once(arguments.file, _tell)]
+    documents = []
+    for file in given_once(arguments.file, _tell):
+        with ticking(f"reading {printable(file)}"):
+            documents.append(read_document(file, **options))
+    return documents
 
 
 def _tell(line: str) -> None:

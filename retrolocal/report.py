@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+TICK = 1.0
+"""Seconds from one line to the next about work whose share that is done nobody knows."""
 
 
 class Report:
@@ -36,3 +43,28 @@ class Report:
         if self._passing:
             print(file=sys.stderr, flush=True)
             self._passing = False
+
+
+@contextmanager
+def ticking(line: str) -> Iterator[None]:
+    """While the block runs a terminal shows `line` and the seconds so far; then nothing of it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    began, over = time.monotonic(), threading.Event()
+
+    def show(text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def tick() -> None:
+        while not over.wait(TICK):
+            show(f"{line}, {time.monotonic() - began:,.0f} s")
+        show("")
+
+    ticker = threading.Thread(target=tick, name="ticking", daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
