@@ -57,6 +57,13 @@ def wait_for(files: list[str], corpus: str | None, library: Library) -> None:
     assert not thread.is_alive()
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in memory."""
+    monkeypatch.setattr(ahead, "_in_memory", lambda file: False)
+
+
+@pytest.mark.usefixtures("cold")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files: Linux")
 @pytest.mark.parametrize("corpus", [None, "all"])
 def test_all_that_will_be_read_is_announced(
@@ -69,6 +76,25 @@ def test_all_that_will_be_read_is_announced(
     assert announced == expected | {blob.name for blob in manifest.blobs}
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not tell")
+def test_what_is_in_memory_is_not_announced(
+    book: Path, library: Library, announced: set[str]
+) -> None:
+    file = os.open(book, os.O_RDONLY)
+    try:
+        book.read_bytes()
+        if not ahead._in_memory(file):
+            pytest.skip("this file system does not tell")
+    finally:
+        os.close(file)
+    for path in library.path.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+    wait_for([str(book)], None, library)
+    assert not announced
+
+
+@pytest.mark.usefixtures("cold")
 def test_what_is_not_there_is_nobody_s_trouble(
     tmp_path: Path, book: Path, library: Library, announced: set[str]
 ) -> None:
