@@ -48,6 +48,11 @@ class Selection:
     sure: float = 0.0
     """When the groups that are left out claim less than this share of the mass, attention is sharp
     and they are not believed, because a mean hides a lone token: ..."""
+    frozen: float = 0.0
+    """(where a group's logits vary by this much or more, on the mean over groups and queries: there
+    its mass is ruled by its largest terms, see `log_mass`; ..."""
+    calm: float = 0.0
+    """... where they vary less it is this share that must not be reached) ..."""
     sharp_descend: float = 1.0
     """... this share of the groups is descended into (`descend` if that is more), ..."""
     sharp_tokens: float = 0.0
@@ -254,7 +259,10 @@ def _head(
         ranks = torch.exp(coarse.log_mass - z).sum(0)
         least = selection.least_groups
         descended = _best_groups(ranks, coarse.sizes, selection.descend, least)
-        if float(ranks[~descended].sum(**floats)) < selection.sure * queries:
+        spread = torch.cat([segment.coarse.spreads[head].float() for segment in segments]).mean()
+        variance = float(q.square().sum(1).mean() * spread) if selection.second_order else 0.0
+        sure = selection.sure if variance >= selection.frozen else selection.calm
+        if float(ranks[~descended].sum(**floats)) < sure * queries:
             epsilon = 0.0
             descended |= _best_groups(ranks, coarse.sizes, selection.sharp_descend, least)
             most = max(math.ceil(selection.sharp_tokens * fine.tokens), 2 * selection.least)

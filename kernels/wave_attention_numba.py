@@ -35,6 +35,7 @@ from .wave_words_numba import (
     COARSE_RANK,
     COARSE_SHARE,
     COARSE_SIZE,
+    COARSE_SPREAD,
     COARSE_TOP,
     COARSE_ZONE,
     EXACT,
@@ -248,6 +249,8 @@ class _Work:
             scale,
             selection.sharp_descend,
             NEGLIGIBLE_VALUES,
+            selection.frozen,
+            selection.calm,
         )
 
     def __getitem__(self, name: int) -> NDArray[Any]:
@@ -336,6 +339,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (FINE_MASS, np.float32, heads, clusters),
         (COARSE_SHARE, np.float32, heads, clusters),
         (COARSE_TOP, np.float32, kv_heads, group),
+        (COARSE_SPREAD, np.float32, kv_heads, clusters),
         (FINE_SHARE, np.float32, heads, clusters),
         (FINE_TOP, np.float32, kv_heads, group),
         (FINE_LOGIT, np.float32, heads, clusters),
@@ -351,7 +355,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (Q_STEP, np.float32, 1, heads),
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
-        (RULES, np.float64, 1, 13),
+        (RULES, np.float64, 1, 15),
         (FOUND, np.int64, kv_heads, 7),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),

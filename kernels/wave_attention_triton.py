@@ -154,6 +154,7 @@ class Scratch:
         self._near_rank = self._new(kv_heads, self._candidates)
         self._near_zone = self._new(kv_heads, self._candidates, dtype=torch.int8)
         self._first_lse = self._new(heads, 3, segments)
+        self._variances = self._new(kv_heads, segments)
         self._tile_lse = self._new(heads, self._tiles + self._near_tiles)
         self._taken = self._new(kv_heads, 3, self._candidates, dtype=int32)
         self._addresses = self._new(kv_heads, self._candidates, dtype=torch.int64)
@@ -213,8 +214,8 @@ class Scratch:
         near_tiles, tiles = self._near_tiles, self._tiles if two_level else self._near_tiles
         first_kernel[(segments, heads)](
             q, table.rows, table.limits, self._mean_scores, self._group_mass, self._group_info,
-            self._near_score, self._near_mass, self._near_info, self._first_lse, self._hist,
-            self._state, scale, groups, self._candidates, segments,
+            self._near_score, self._near_mass, self._near_info, self._first_lse, self._variances,
+            self._hist, self._state, scale, groups, self._candidates, segments,
             **sizes, **row, TWO_LEVEL=two_level,
         )  # fmt: skip
         if two_level:
@@ -225,7 +226,8 @@ class Scratch:
             )  # fmt: skip
         descend_kernel[(heads,)](
             table.limits, self._group_rank, self._group_info, self._group_taken, self._chosen,
-            self._hist, self._state, float(selection.sure), groups,
+            self._variances, self._hist, self._state, float(selection.sure),
+            float(selection.frozen), float(selection.calm), groups, segments,
             G=sizes["G"], TWO_LEVEL=two_level, SURE=selection.sure > 0 and two_level,
             WHOLE=selection.whole and two_level, BLOCK=CHOICE,
         )  # fmt: skip

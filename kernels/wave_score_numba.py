@@ -13,12 +13,14 @@ from .wave_rows_numba import asked_dots, turn
 from .wave_select_numba import bucket_of, select
 from .wave_words_numba import (
     BUCKET_TOKENS,
+    CALM,
     CLUSTER,
     COARSE,
     COARSE_MASS,
     COARSE_RANK,
     COARSE_SHARE,
     COARSE_SIZE,
+    COARSE_SPREAD,
     COARSE_TOP,
     COARSE_ZONE,
     DESCEND,
@@ -33,6 +35,7 @@ from .wave_words_numba import (
     FINE_TOP,
     FLOOR,
     FOUND,
+    FROZEN,
     GROUP,
     GROUPS,
     LEAST,
@@ -201,6 +204,7 @@ def score_first(w, kind, task):
             logs[m] = logs_of[held]
         masses = f4(w, COARSE_MASS)[h * count : (h + 1) * count]
         _products(w, h, s, COARSE, NONE, groups, logits, before, factors, variances, lines, kind)
+        f4(w, COARSE_SPREAD)[h, s] = variances[:groups].sum()
         _log_masses(w, h, logits, before, masses, before, groups, factors, variances, logs, base)
     logs[:singles] = np.float32(0.0)
     masses = f4(w, SINGLE_MASS)[h * count : (h + 1) * count]
@@ -215,6 +219,17 @@ def _level(w, h, mass, share, top):
     """Of one head: log masses, shares and what these are relative to; and Z."""
     own = slice(h * w[GROUP], (h + 1) * w[GROUP])
     return f4(w, mass)[own], f4(w, share)[own], f4(w, top)[h], f4(w, Z)[h]
+
+
+@jit()
+def _variance(w, h):
+    """Of a group's logits, on the mean over the groups and over the queries of one head."""
+    spread, norm, count = 0.0, 0.0, w[GROUP]
+    for s in range(w[SEGMENTS]):
+        spread += f4(w, COARSE_SPREAD)[h, s]
+    for g in range(count):
+        norm += f4(w, NORMS)[0, h * count + g]
+    return spread / w[GROUPS] * norm / count
 
 
 @jit()
@@ -233,7 +248,8 @@ def _descend(w, h, wanted, everything):
     for m in range(groups):
         if zones[m] == DROPPED:
             left += ranks[m]
-    found[5] = left < rules[SURE] * count
+    sure = rules[SURE] if _variance(w, h) >= rules[FROZEN] else rules[CALM]
+    found[5] = left < sure * count
     if found[5]:
         more = max(np.ceil(rules[SHARP_DESCEND] * groups), np.float64(most))
         select(

@@ -99,6 +99,7 @@ def first_kernel(
     near_mass,
     near_info,
     first_lse,
+    variances,
     hist,
     state,
     scale,
@@ -120,7 +121,8 @@ def first_kernel(
     """Log masses of all groups and singles, one segment a program; grid (scap, Hkv).
 
     first_lse [Hkv, G, 3 * scap]: log-sum-exp of the groups, of the singles, and of the singles'
-    scores alone, per segment.
+    scores alone, per segment. variances [Hkv, scap]: of a group's logits, on the mean over the
+    queries, summed over a segment's groups.
     """
     s, h = tl.program_id(0), tl.program_id(1)
     lanes, heads, dims = tl.arange(0, BLOCK), tl.arange(0, GP), tl.arange(0, DP)
@@ -146,6 +148,7 @@ def first_kernel(
         top, total = tl.full([GP], float("-inf"), tl.float32), tl.zeros([GP], tl.float32)
         offsets = tl.load(row + 9).to(tl.pointer_type(tl.int32)) + h * (groups + 1)
         before, first = tl.load(row + 16), h * groups
+        spread = tl.zeros([BLOCK], tl.float32)
         size: tl.constexpr = ELEMENT.primitive_bitwidth // 8
         for start in range(0, groups, BLOCK):
             m = start + lanes
@@ -183,6 +186,11 @@ def first_kernel(
                 masses_at = group_mass + (h * G + heads)[:, None] * mcap + (before + m)[None, :]
                 tl.store(masses_at, masses, mask=asking & valid[None, :])
                 top, total = grow_lse(top, total, masses)
+                if SECOND:
+                    spread += load_scales(level[2] + m.to(tl.int64) * 2, valid)
+        wide_q = query.to(tl.float32)
+        norm = tl.sum(tl.sum(wide_q * wide_q, 1), 0) * (scale * scale) / G
+        tl.store(variances + h * scap + s, tl.sum(spread, 0) * norm)
         sums = first_lse + (h * G + heads) * 3 * scap + s
         tl.store(sums, lse_of(top, total), mask=heads < G)
 

@@ -60,10 +60,14 @@ def descend_kernel(
     group_info,
     group_taken,
     chosen,
+    variances,
     hist,
     state,
     sure,
+    frozen,
+    calm,
     mcap,
+    scap,
     G: tl.constexpr,
     TWO_LEVEL: tl.constexpr,
     SURE: tl.constexpr,
@@ -98,7 +102,13 @@ def descend_kernel(
                 edge += tl.sum(at)
             if SURE:
                 left = (tl.max(masses) - mass).to(tl.float32) / ONE
-                if left < sure * G:
+                variance = tl.zeros([BLOCK], tl.float32)
+                segments = tl.load(limits)
+                for start in range(0, segments, BLOCK):
+                    s = start + lanes
+                    variance += tl.load(variances + h * scap + s, mask=s < segments, other=0)
+                least = tl.where(tl.sum(variance, 0) >= frozen * groups, sure, calm)
+                if left < least * G:
                     wanted, believed = tl.load(limits + 7), believed * 0
                     bucket, rest = _cut(numbers, tl.load(limits + 5))
             if WHOLE:

@@ -45,7 +45,7 @@ Q = np.int64(22)  # float32 [Hq, D], the scale in it
 NORMS = np.int64(25)  # float32 [1, Hq]: squares of their lengths
 STEADY_LSE = np.int64(28)  # float32 [1, Hq]
 LOGS = np.int64(31)  # float32 [1, n]: log of 0 ... n - 1
-RULES = np.int64(34)  # float64 [1, 12]: DESCEND ... below
+RULES = np.int64(34)  # float64 [1, 15]: DESCEND ... below
 COARSE_MASS = np.int64(37)  # float32 [H * G, groups]: log masses
 COARSE_RANK = np.int64(40)  # float32 [H, groups]
 COARSE_SIZE = np.int64(43)  # int32 [H, groups]: tokens
@@ -95,12 +95,13 @@ COARSE_TOP = np.int64(151)  # float32 [H, G]
 FINE_SHARE = np.int64(154)  # float32 [H * G, candidates]: the same of the candidates
 FINE_TOP = np.int64(157)  # float32 [H, G]
 FINE_LOGIT = np.int64(160)  # float32 [H * G, candidates]: queries times centroids
-WORDS = 163
+COARSE_SPREAD = np.int64(163)  # float32 [H, S]: spreads of a segment's groups, summed
+WORDS = 166
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
 LEAST_GROUPS, MOST, SCALE, SHARP_DESCEND = np.arange(8, 12)
-SEEN_VALUES = np.int64(12)
+SEEN_VALUES, FROZEN, CALM = np.arange(12, 15)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
 STARTS, OFFSETS, MEAN, BLOCKS = np.arange(8, 12)

@@ -74,6 +74,11 @@ class WaveConfig:
     sure: float = 0.1
     """Attention is sharp when the groups that would not be looked into claim less than this share
     of the mass. They are not believed, because a mean hides a lone token: ..."""
+    frozen: float = 16.0
+    """(where the variance of a group's logits is this or more, on the mean over groups and queries:
+    there its mass is ruled by its largest terms, which nothing knows; ..."""
+    calm: float = 0.01
+    """... where it is less, they have to claim less than this share) ..."""
     sharp_descend: float = 0.2
     """... this share of the groups is looked into, or 4,096 of them if that is more ..."""
     sharp_cap: float = 0.03
@@ -117,10 +122,11 @@ class WaveConfig:
         if not (
             0.0 <= self.epsilon < 1.0
             and 0.0 <= self.sure < 1.0
-            and min(self.floor, self.least) >= 0
+            and 0.0 <= self.calm < 1.0
+            and min(self.floor, self.least, self.frozen) >= 0
         ):
             raise UsageError(
-                "epsilon and sure must be 0 up to below 1, floor and least not negative"
+                "epsilon, sure and calm must be 0 up to below 1; floor, least, frozen not negative"
             )
         if not 0.0 <= self.outlier_fraction < 1.0:
             raise UsageError(f"outlier_fraction is {self.outlier_fraction}; give 0 up to below 1")

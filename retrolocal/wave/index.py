@@ -40,6 +40,8 @@ def selection(config: WaveConfig) -> Selection:
             descend=config.descend,
             least_groups=config.least_groups,
             sure=config.sure,
+            frozen=config.frozen,
+            calm=config.calm,
             tokens=config.cap,
             sharp_descend=config.sharp_descend,
             sharp_tokens=config.sharp_cap,

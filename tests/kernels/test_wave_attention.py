@@ -420,6 +420,32 @@ def test_groups_left_out_are_not_believed_where_attention_is_sharp(
 
 
 @KERNELS
+@pytest.mark.parametrize("sure", [1e-30, 1.0])
+def test_what_may_be_left_out_depends_on_how_much_logits_vary(
+    make_step: Callable[..., Any], kernel: Kernel, sure: float
+) -> None:
+    """`sure` from `frozen` on, `calm` below, for each KV head."""
+    step = make_step(4, [300, 57], gain=0.7)
+    few = Selection(descend=0.1, tokens=0.05, sharp_tokens=1.0)
+    spreads = torch.cat([s.coarse.spreads.float() for s in step.segments], dim=1).mean(1)
+    norms = (step.q.float() * step.scale).square().sum(1).view(len(spreads), -1).mean(1)
+    variances = norms * spreads
+    assert variances[0] != variances[1]
+
+    def retrieved(selection: Selection) -> list[int]:
+        return step.answer(kernel, selection).retrieved_tokens.tolist()
+
+    frozen = float(variances.mean())
+    expected = (
+        retrieved(replace(few, sure=sure if variance >= frozen else 1.0 - sure))[head]
+        for head, variance in enumerate(variances.tolist())
+    )
+    chosen = replace(few, sure=sure, calm=1.0 - sure, frozen=frozen)
+    assert retrieved(chosen) == list(expected)
+    assert len({tokens == 357 for tokens in retrieved(chosen)}) == 2
+
+
+@KERNELS
 @pytest.mark.parametrize("channel", [0.0, 8.0, 32.0, 128.0])
 @pytest.mark.parametrize("descend", [0.2, 1.0])
 def test_values_count_where_an_estimate_was_far_too_high(

@@ -56,6 +56,7 @@ SELECTIONS = {
     "auto": AUTO,
     "auto, sharp": replace(AUTO, sure=0.3, sharp_tokens=0.3, floor=0),
     "auto, sharp, some groups": replace(AUTO, sure=0.3, sharp_descend=0.5, sharp_tokens=0.3),
+    "auto, sharp or calm": replace(AUTO, sure=0.3, sharp_tokens=0.3, frozen=0.5, calm=0.05),
     "auto, at least": replace(AUTO, tokens=0.01, least=100, least_groups=7),
     "auto, much": replace(AUTO, tokens=1.0, epsilon=0.05),
     "auto, one level": replace(AUTO, descend=1.0, floor=0),

@@ -39,6 +39,7 @@ SELECTIONS = {
     "auto": AUTO,
     "auto, sharp": replace(AUTO, sure=0.3, sharp_tokens=0.3, floor=0),
     "auto, sharp, some groups": replace(AUTO, sure=0.3, sharp_descend=0.5, sharp_tokens=0.3),
+    "auto, sharp or calm": replace(AUTO, sure=0.3, sharp_tokens=0.3, frozen=0.5, calm=0.05),
     "auto, at least": replace(AUTO, tokens=0.01, least=100, least_groups=7),
     "nothing": replace(AUTO, tokens=0.0, floor=0),
     "easily content": replace(AUTO, epsilon=0.9, floor=0),

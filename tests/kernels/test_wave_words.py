@@ -25,6 +25,8 @@ def test_every_array_has_three_words_of_its_own() -> None:
         "MOST",
         "SCALE",
         "SHARP_DESCEND",
+        "FROZEN",
+        "CALM",
     }
     zones = {"DROPPED", "RETRIEVED", "ESTIMATED"}
     places = {
