@@ -308,6 +308,8 @@ class Shelf:
         known: Prefix,
         expected_bytes: int,
     ) -> Writer | None:
+        corpus = self._corpus if self._of_corpus(_files(documents)) else None
+        names = self._names(documents, None if corpus is not None else identity)
         texts = [
             DocumentText(
                 name=name,
@@ -316,13 +318,13 @@ class Shelf:
                 text=document.text,
                 outline=document.to_json(),
             )
-            for name, document in zip(self._names(identity, documents), documents, strict=True)
+            for name, document in zip(names, documents, strict=True)
         ]
         try:
             return self._library.write(
                 identity,
                 texts,
-                corpus=self._corpus if self._of_corpus(_files(documents)) else None,
+                corpus=corpus,
                 prefix=known,
                 expected_bytes=expected_bytes,
             )
@@ -330,9 +332,10 @@ class Shelf:
             self._failed(error)
             return None
 
-    def _names(self, identity: Identity, documents: Sequence[Document]) -> list[str]:
-        """What is written again or continued keeps its names, and standard input takes those that
-        the library knows for its text."""
+    def _names(self, documents: Sequence[Document], identity: Identity | None) -> list[str]:
+        """What is written again or continued as this document keeps its names, and standard input
+        takes those that the library knows for its text. `identity` is None for a corpus: no
+        document is what it continues."""
         names = [document.name for document in documents]
         with suppress(LibraryError):
             for manifest in self._library.entries_of(_files(documents)):

@@ -142,6 +142,17 @@ def test_what_came_from_standard_input_is_called_like_its_file(
     assert [manifest.name for manifest in library.catalogue().manifests] == ["short.txt"]
 
 
+@pytest.mark.parametrize(("given", "name"), [("novel.txt", "novel.txt"), ("stdin", "book.txt")])
+def test_a_file_of_a_corpus_is_not_called_like_a_document_of_the_same_text(
+    library: Library, book: Path, given: str, name: str
+) -> None:
+    """What came from standard input has no name of its own."""
+    document = document_of(book)
+    ask([document], library)
+    ask([replace(document, name=given)], library, corpus="notes")
+    assert [stored.name for stored in library.find("notes").documents] == [name]
+
+
 @pytest.mark.parametrize("name", ["stdin", "copy.txt"])
 def test_an_unfinished_text_keeps_its_name(library: Library, book: Path, name: str) -> None:
     document = document_of(book)
