@@ -6,6 +6,7 @@ The check before a model is loaded or a text is read: by what the plan of it nee
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -88,6 +89,13 @@ class Room:
             memory=self.estimate(head),
             disk=self.disk_bytes(head, known),
         )
+
+    def announce_measuring(self, tell: Callable[[str], None]) -> None:
+        """Tells `MEASURING` where what the library keeps is named after a length that nobody has
+        measured yet: it is then measured before a text is looked for, however short that is."""
+        named = self.config.cache != "dense" and self.config.prefill == "wave"
+        if named and unmeasured(self.model, self.config, self.dtype, self.device):
+            tell(MEASURING)
 
     def first_time(self, head: Head) -> str | None:
         """Which of `MEASURING` and `COMPILING` lies before the first answer behind this head.

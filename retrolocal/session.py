@@ -119,8 +119,7 @@ class Session(Closing):
         """That a context may have."""
         self.tokenizer = Tokenizer.open(folder)
         self.device = open_device(config)
-        stored = checkpoint_dtype(folder, self.model_config)
-        self.dtype = choose_dtype(config, stored, self.device)
+        self.dtype = choose_dtype(config, checkpoint_dtype(folder, self.model_config), self.device)
         self._room = Room(
             name=name,
             model=self.model_config,
@@ -144,6 +143,7 @@ class Session(Closing):
             torch.set_num_threads(config.threads)
         self._shelf: Shelf | None = None
         if keeping is not None:
+            self._room.announce_measuring(notice)
             made = Provenance(folder, self.model_config, config, self.dtype, self.device)
             self._shelf = Shelf(keeping, made)
         self._heads = Heads(self._prompter, self._shelf)
@@ -174,8 +174,8 @@ class Session(Closing):
         """Finds the model, checks that it and the documents fit, loads it.
 
         With `keeping`, documents that were read before are not read again, and what is read now is
-        kept; `notice` is told what was changed to go on. Raises ModelError, TokenizerError,
-        ContextError, MemoryLimitError or LibraryError, before weights are read where that is known.
+        kept; `notice` is told what takes long or changed to go on. Raises ModelError, ContextError,
+        TokenizerError, LibraryError or MemoryLimitError, where possible before weights are read.
         """
         config = config or SessionConfig()
         folder = resolve_model(model, revision=config.revision, offline=config.offline)

@@ -21,6 +21,7 @@ from retrolocal.cli import main
 from retrolocal.generate import Progress
 from retrolocal.library import Library
 from retrolocal.memory import MemoryEstimate
+from retrolocal.report import Report
 from retrolocal.room import MEASURING, Forecast
 from retrolocal.shelf import corpus_documents
 from retrolocal.tui import ingest
@@ -85,6 +86,30 @@ def test_what_is_measured_once_is_announced(
         assert main(["ingest", "-m", "builtin", str(path)]) == 0
         first = capsys.readouterr().err.splitlines()[0]
         assert (first == MEASURING) == (name == "long")
+
+
+@pytest.mark.parametrize("words", [100, 2600])
+@pytest.mark.parametrize("cache", ["auto", "wave", "dense"])
+def test_measuring_before_a_text_is_looked_for_is_announced(
+    cache: str, words: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.remembered.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(crossover, "_known", {})
+    order = list[str]()
+
+    def measured(*which: object) -> int:
+        order.append("measured")
+        return 1
+
+    for name in ("_decode", "_prefill"):
+        monkeypatch.setattr(crossover, name, measured)
+    monkeypatch.setattr(Report, "remark", lambda report, line: order.append(line))
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{number}" for number in range(words)), encoding="utf-8")
+    command = ["ingest", "-m", "builtin", "--prefill", "wave", "--cache", cache, str(path)]
+    assert main(command) == 0
+    expected = [] if cache == "dense" else [MEASURING, "measured", "measured"]
+    assert [line for line in order if line in (MEASURING, "measured")] == expected
 
 
 @pytest.mark.parametrize(("words", "kept"), [(1200, 0), (2200, 8260)])
