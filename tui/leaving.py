@@ -12,7 +12,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PATIENCE = 30.0
 """Seconds that the application may take to leave by itself."""
@@ -52,28 +52,39 @@ class Leaving:
 def left_promptly(tell: Callable[[], None]) -> Iterator[None]:
     """At Ctrl-C `tell` is called at once, on another thread, and 130 is the exit code in a moment.
 
-    Compiling holds the main thread for seconds, in which Python handles no signal. For work that
-    may end anywhere; to be entered on the main thread.
+    Compiling holds the main thread for seconds, in which Python handles no signal. A `tell` that
+    fails or blocks, as on a terminal that takes nothing, keeps nobody here. For work that may end
+    anywhere; raises ValueError on another thread than the main one.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     over = threading.Event()
 
+    def say() -> None:
+        with suppress(OSError, ValueError):
+            tell()
+
     def watch() -> None:
         while (number := os.read(reader, 1)[0]) not in (0, signal.SIGINT):
             pass
         if number == signal.SIGINT:
-            tell()
-            if not over.wait(MOMENT):
+            teller = threading.Thread(target=say, name="interrupted", daemon=True)
+            teller.start()
+            left = over.wait(MOMENT)
+            teller.join(MOMENT if left else 0)
+            # The end of the program would wait for what the teller holds.
+            if not left or teller.is_alive():
                 os._exit(128 + signal.SIGINT)
 
     watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
     watcher.start()
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
     finally:
-        signal.set_wakeup_fd(before)
         over.set()
         os.write(writer, b"\0")
         watcher.join()
