@@ -178,7 +178,7 @@ class Library:
             try:
                 return [text_of(self._fs, document) for document in found[0].documents]
             except DamagedError as error:
-                raise lost_of_corpus(name, error) from error
+                raise lost_of_corpus(found[0].name, error) from error
 
     def longest_prefix(self, identity: Identity, token_ids: TokenIds) -> Prefix:
         """The longest run of stored segments that `token_ids` begins with.

@@ -311,6 +311,9 @@ def test_of_a_corpus_it_is_said_how_its_texts_come_back(
     words = ["ingest", str(book), "--corpus", "my notes", "-m", str(tiny_model)]
     assert main(words) == 1
     said = capsys.readouterr().err
+    by_key = ["chat", "--corpus", Library().find("my notes").key[:12], "-m", str(tiny_model)]
+    assert main([*by_key, "-p", "x"]) == 1
+    assert capsys.readouterr().err == said
     assert f"{gone} is missing" in said
     for command in ("show", "rm"):
         assert f"retrolocal library {command} 'my notes'" in said
