@@ -83,8 +83,9 @@ def test_what_is_in_memory_is_not_announced(
     file = os.open(book, os.O_RDONLY)
     try:
         book.read_bytes()
-        if not ahead._in_memory(file):
-            pytest.skip("this file system does not tell")
+        os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError:
+        pytest.skip("this file system does not tell")
     finally:
         os.close(file)
     for path in library.path.rglob("*"):
@@ -92,6 +93,28 @@ def test_what_is_in_memory_is_not_announced(
             path.read_bytes()
     wait_for([str(book)], None, library)
     assert not announced
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files: Linux")
+@pytest.mark.parametrize("missing", ["beginning", "end"])
+def test_a_file_of_which_a_part_is_in_memory_is_announced(
+    missing: str,
+    book: Path,
+    library: Library,
+    announced: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def preadv(file: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        if offset == (0 if missing == "beginning" else os.fstat(file).st_size - 1):
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    wait_for([str(book)], None, library)
+    manifest = library.find("book.txt")
+    expected = {f"{file.key}.safetensors" for file in manifest.tensor_files}
+    assert announced == expected | {blob.name for blob in manifest.blobs}
 
 
 @pytest.mark.usefixtures("cold")
