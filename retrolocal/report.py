@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -47,7 +48,10 @@ class Report:
 
 @contextmanager
 def ticking(line: str) -> Iterator[None]:
-    """While the block runs a terminal shows `line` and the seconds so far; then nothing of it."""
+    """While the block runs a terminal shows `line` and the seconds so far; then nothing of it.
+
+    Of a long `line` only the beginning: what goes on in a second row is not written over.
+    """
     if not sys.stderr.isatty():
         yield
         return
@@ -58,7 +62,9 @@ def ticking(line: str) -> Iterator[None]:
 
     def tick() -> None:
         while not over.wait(TICK):
-            show(f"{line}, {time.monotonic() - began:,.0f} s")
+            so_far = f", {time.monotonic() - began:,.0f} s"
+            room = shutil.get_terminal_size().columns - 1
+            show((line[: max(0, room - len(so_far))] + so_far)[:room])
         show("")
 
     ticker = threading.Thread(target=tick, name="ticking", daemon=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 import time
 
@@ -30,3 +32,17 @@ def test_work_without_a_known_end_ticks_on_a_terminal(
     lines = r"(\r\x1b\[Kreading book.txt, \d+ s){2,}\r\x1b\[K"
     assert bool(re.fullmatch(lines, said)) == terminal
     assert terminal or said == ""
+
+
+def test_a_long_line_ticks_in_one_row(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "TICK", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((20, 5)))
+    said, until = "", time.monotonic() + 10.0
+    with ticking("reading a book with a long name.txt"):
+        while " s" not in said and time.monotonic() < until:
+            time.sleep(0.02)
+            said += capsys.readouterr().err
+    shown = said.split("\r\x1b[K")[1]
+    assert re.fullmatch(r"reading a book.*, \d+ s", shown)
+    assert len(shown) == 19
