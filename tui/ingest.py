@@ -140,7 +140,13 @@ def _documents(arguments: argparse.Namespace, library: Library, report: Report) 
 def _known_as(library: Library, documents: Sequence[Document]) -> str | None:
     """That the library calls these texts otherwise."""
     files = [FileId(document.digest, document.extractor) for document in documents]
-    entries, names = library.entries_of(files), [name_like(one.name) for one in documents]
+    names = [name_like(one.name) for one in documents]
+    # Standard input is no name that anybody gave.
+    entries = [
+        known
+        for known in library.entries_of(files)
+        if all(one.name != STDIN for one in known.documents)
+    ]
     if not entries or any(names == [one.name for one in known.documents] for known in entries):
         return None
     same = "text is" if len(names) == 1 else "texts are"

@@ -229,6 +229,18 @@ def test_a_text_that_has_another_name_in_the_library_is_called_by_it(
         assert (told in (captured.out + captured.err).replace("\\", "")) == (name == "copy.txt")
 
 
+def test_standard_input_is_no_other_name_of_a_text(
+    tiny_model: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, book = b"ten green bottles", tmp_path / "book.txt"
+    book.write_bytes(text)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert main(["ingest", "-", "-m", str(tiny_model), "--cache", "wave"]) == 0
+    capsys.readouterr()
+    assert main(["ingest", str(book), "-m", str(tiny_model), "--cache", "dense"]) == 0
+    assert "the same text" not in capsys.readouterr().err
+
+
 def remarks(paths: Sequence[Path], corpus: str, model: Path, capsys: Captured) -> list[str]:
     """Of an `ingest` of these, before it begins to read."""
     words = ["ingest", *map(str, paths), "--corpus", corpus, "-m", str(model), "--json"]
