@@ -449,7 +449,7 @@ def _check(entry: Entry, *, whole: bool) -> None:
     wanted, all but the keys and values, which stay on the disk until they are needed and are
     checked then. Its texts too where the `whole` is wanted.
 
-    Raises DamagedError; the entry is closed then.
+    Raises LibraryError, for damage DamagedError; the entry is closed then.
     """
     parts = (*entry.segments(), entry.tail)
     every_byte = whole or _checked_whole(parts)
@@ -461,7 +461,7 @@ def _check(entry: Entry, *, whole: bool) -> None:
             for name in part.names:
                 if every_byte or name.rpartition(".")[2] not in kept.MAPPED:
                     part.check(name)
-    except DamagedError:
+    except LibraryError:
         entry.close()
         raise
 

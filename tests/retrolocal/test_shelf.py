@@ -14,10 +14,10 @@ from retrolocal import kept
 from retrolocal.caches import layer_caches
 from retrolocal.config import SamplingConfig, SessionConfig, WaveConfig
 from retrolocal.crossover import Crossover
-from retrolocal.errors import IdentityError, LibraryError, SpaceError
+from retrolocal.errors import DamagedError, IdentityError, LibraryError, SpaceError
 from retrolocal.hub import resolve_model
 from retrolocal.ingest import Document
-from retrolocal.library import Library
+from retrolocal.library import Entry, Library
 from retrolocal.library.filesystem import DiskFileSystem
 from retrolocal.models.config import read_config
 from retrolocal.session import AskOptions, Reply, Session
@@ -385,6 +385,26 @@ def test_a_damaged_entry_is_read_again(library: Library, book: Path, place: str)
     assert again.text == first.text
     assert again.prefill_tokens > 256
     assert library.verify("book.txt", deep=True).problems == ()
+
+
+@pytest.mark.parametrize("error", [DamagedError, LibraryError])
+def test_an_entry_that_cannot_be_read_is_closed(
+    library: Library, book: Path, error: type[LibraryError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask([document_of(book)], library)
+    closed, close = list[str](), Entry.close
+
+    def unreadable(entry: Entry, number: int) -> None:
+        raise error("the disk says no")
+
+    def closing(entry: Entry) -> None:
+        closed.append(entry.name)
+        close(entry)
+
+    monkeypatch.setattr(Entry, "text", unreadable)
+    monkeypatch.setattr(Entry, "close", closing)
+    ask([document_of(book)], library, checked=True)
+    assert closed == ["book.txt"]
 
 
 def damage(library: Library, place: str) -> str:
