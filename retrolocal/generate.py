@@ -9,6 +9,7 @@ tokenizer and text knows no tensor.
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -152,8 +153,9 @@ def all_logits(
     try:
         known = [operator.index(one) for one in token_ids]
     except TypeError:
+        shown = " ".join(reprlib.repr(token_ids).split())
         raise UsageError(
-            f"{token_ids!r:.40} holds no token ids; give whole numbers, such as those of "
+            f"{shown} holds no token ids; give whole numbers, such as those of "
             "session.tokenizer.encode(TEXT)"
         ) from None
     wrong = next((one for one in known if not 0 <= one < vocabulary), None)

@@ -161,8 +161,11 @@ def test_logits_do_not_depend_on_the_batch(tiny_model: Path, batch: int) -> None
 def test_logits_refuses(session: Session) -> None:
     with pytest.raises(UsageError, match="token id 259 is outside the vocabulary of 259"):
         session.logits([1, 259])
-    for wrong in ("abc", [1, 2.5], [None]):
-        with pytest.raises(UsageError, match=r"holds no token ids; give whole numbers, such as"):
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for wrong in ("abc" * 1000, [1, 2.5], [None], table):
+        with pytest.raises(
+            UsageError, match=r"^\S.{,50} holds no token ids; give whole numbers, such as"
+        ):
             session.logits(wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no token ids"):
         session.logits([])
