@@ -9,8 +9,10 @@ import time
 import pytest
 
 PROGRAM = """
-import hashlib, os, subprocess, time
+import hashlib, os, signal, subprocess, time
 from retrolocal.tui.leaving import left_promptly
+# Shells start what runs in the background without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -INT {{os.getpid()}}"])
 {tell}
 with left_promptly(tell):
