@@ -211,6 +211,7 @@ class Scratch:
         heads, two_level, sizes = self._shape[1], selection.descend < 1, self._sizes()
         row = self._rows_of(q, first, selection)
         group = {"G": sizes["G"], "GP": sizes["GP"]}
+        doubted = two_level and max(selection.sure, selection.calm) > 0
         near_tiles, tiles = self._near_tiles, self._tiles if two_level else self._near_tiles
         first_kernel[(segments, heads)](
             q, table.rows, table.limits, self._mean_scores, self._group_mass, self._group_info,
@@ -228,7 +229,7 @@ class Scratch:
             table.limits, self._group_rank, self._group_info, self._group_taken, self._chosen,
             self._variances, self._hist, self._state, float(selection.sure),
             float(selection.frozen), float(selection.calm), groups, segments,
-            G=sizes["G"], TWO_LEVEL=two_level, SURE=selection.sure > 0 and two_level,
+            G=sizes["G"], TWO_LEVEL=two_level, SURE=doubted,
             WHOLE=selection.whole and two_level, BLOCK=CHOICE,
         )  # fmt: skip
         self.score_candidates(q, table, first, selection, scale)
