@@ -42,7 +42,7 @@ def attend(words, member):
         h = add_at(words + 8 * BEGUN, 1)
 
 
-@jit()
+@jit(allocates=True)
 def _head(w, words, h, queries):
     count, dim, first = w[GROUP], w[DIM], h * w[GROUP]
     keys, apart = w[KEYS] + 2 * h * w[STRIDE], w[VALUES] - w[KEYS]

@@ -36,6 +36,11 @@ def _cluster_of(starts, token):
 
 
 @jit(entry=True)
+def _decode_some(stored, blocks, width, scales, starts, centres, tokens, keys, values, first, stop):
+    _decode(stored, blocks, width, scales, starts, centres, tokens, keys, values, first, stop)
+
+
+@jit()
 def _decode(stored, blocks, width, scales, starts, centres, tokens, keys, values, first, stop):
     """Keys and values of tokens first ... stop - 1; quickest where clusters follow each other."""
     dim, cluster = keys.shape[1], np.int64(0)
@@ -81,7 +86,7 @@ def decode(
 
     def share(number: int) -> None:
         first, stop = (n * m // members for m in (number, number + 1))
-        _decode(
+        _decode_some(
             stored,
             blocks.data_ptr(),
             codec.row_bytes(dim),

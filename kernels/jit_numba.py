@@ -16,7 +16,7 @@ from numba.core.sigutils import normalize_signature
 from numba.extending import intrinsic, overload
 
 from .kept_numba import kept_code
-from .part_numba import PartCompiler
+from .part_numba import PartCompiler, UncountedCompiler
 
 KINDS = {
     torch.int8: np.empty(0, np.int8),
@@ -35,22 +35,29 @@ _OPTIONS = {
 }
 
 
-def jit(*, entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def jit(*, entry: bool = False, allocates: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` with fast mathematics.
 
     Only an `entry` can be called from Python. It is kept in the user's cache directory, with the
-    others inside.
+    others inside. These count no references, unless one makes arrays (`allocates`).
     """
     options = {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "nogil": True}
 
     def made(function: Callable[..., Any]) -> Any:
         if not entry:
-            return njit(**_OPTIONS, **options, pipeline_class=PartCompiler)(function)
+            part = PartCompiler if allocates else UncountedCompiler
+            return njit(**_OPTIONS, **options, pipeline_class=part)(function)
         dispatcher = njit(**_OPTIONS, **options)(function)
         dispatcher._cache = kept_code(function)
         return dispatcher
 
     return made
+
+
+def chosen(function: Callable[..., Any]) -> Any:
+    """`numba.extending.overload` by what is compiled as `jit` does."""
+    options = {**_OPTIONS, "nopython": True, "nogil": True, "pipeline_class": UncountedCompiler}
+    return overload(function, jit_options=options)
 
 
 @functools.cache
@@ -148,7 +155,7 @@ def to_float(x):
     raise NotImplementedError
 
 
-@overload(to_float)
+@chosen(to_float)
 def _to_float(x):
     if x == types.uint16:
         return lambda x: float_of(np.uint32(np.uint32(x) << np.uint32(16)))
@@ -163,7 +170,7 @@ def put(row, i, value):
     raise NotImplementedError
 
 
-@overload(put)
+@chosen(put)
 def _put(row, i, value):
     if row.dtype == types.uint16:
         return _put_bfloat16

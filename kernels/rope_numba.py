@@ -17,7 +17,7 @@ def _turn(x, cos, sin, out, heads, dim, half, kind):
     _heads(carray(pointer(x), shape, of), turns[0], turns[1], carray(pointer(out), shape, of))
 
 
-@jit()
+@jit(allocates=True)
 def _heads(x, cos, sin, out):
     """Products are rounded before they are added, as PyTorch does."""
     (heads, dim), half = x.shape, len(cos)

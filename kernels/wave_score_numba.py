@@ -173,7 +173,7 @@ def _ask_numbers(w, s, level, start, stop):
         touch(table[s, level + 3] + byte)
 
 
-@jit()
+@jit(allocates=True)
 def score_first(w, kind, task):
     """Pass 1: the groups and singles of one segment for one head."""
     h, s = task // w[SEGMENTS], task % w[SEGMENTS]
@@ -411,7 +411,7 @@ def _list_found(w, h, s, clusters, sizes, logs, factors, variances, lines, kind)
         variances[i] = to_float(spreads[c]) if w[SECOND_ORDER] else np.float32(0.0)
 
 
-@jit()
+@jit(allocates=True)
 def score_found(w, kind, task):
     """Pass 3: log masses of a part of the grouped candidates, segment by segment."""
     h, part, count = task // w[PARTS], task % w[PARTS], w[GROUP]
@@ -439,7 +439,7 @@ def score_found(w, kind, task):
         _log_masses(w, h, logits, first, masses, first, n, factors, variances, logs, base)
 
 
-@jit()
+@jit(allocates=True)
 def choose(w, h):
     """Pass 4: the zone of each candidate of one head, and the masses of what is estimated."""
     count, groups, rules, found = w[GROUP], w[GROUPS], f8(w, RULES)[0], i8(w, FOUND)[h]

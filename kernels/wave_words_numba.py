@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import carray, types
-from numba.extending import overload
 
-from .jit_numba import jit, pointer
+from .jit_numba import chosen, jit, pointer
 
 TILE = 32
 """Tokens of a cluster whose logits are held at once."""
@@ -161,7 +160,7 @@ def is_int4(stored):
     raise NotImplementedError
 
 
-@overload(is_int4)
+@chosen(is_int4)
 def _is_int4(stored):
     if stored.dtype == types.uint8:
         return lambda stored: True

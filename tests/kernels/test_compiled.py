@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import os
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrolocal import paths
+from retrolocal.kernels import compiled as compiled_module
 from retrolocal.kernels.compiled import (
     UNKEPT,
     compiled,
@@ -20,6 +23,7 @@ from retrolocal.kernels.compiled import (
     unkept_note,
 )
 
+KERNELS = Path(compiled_module.__file__).parent
 needs_numba = pytest.mark.skipif(not compiled(), reason="without numba nothing is compiled")
 
 
@@ -171,3 +175,44 @@ def test_machine_code_is_made_of_what_python_calls_only(monkeypatch: pytest.Monk
     assert called(20) == 15
     assert len(made) == 1
     assert "called" in made[0]
+
+
+@needs_numba
+def test_no_references_are_counted_where_no_arrays_are_made() -> None:
+    """A count is a number that all processors write to."""
+    from retrolocal.kernels.jit_numba import jit
+    from retrolocal.kernels.part_numba import COUNTING
+
+    def called(count: Any) -> Any:
+        @jit(allocates=count)
+        def rest_of(values):  # type: ignore[no-untyped-def]
+            return values[1:].sum()
+
+        @jit(entry=True)
+        def outer(values):  # type: ignore[no-untyped-def]
+            return rest_of(values)
+
+        assert outer(np.arange(5)) == 10
+        (code,) = rest_of.overloads.values()
+        return code.library.get_llvm_str()
+
+    counted, uncounted = called(True), called(False)
+    for name in COUNTING:
+        assert f"call void @{name}" in counted
+        assert f"call void @{name}" not in uncounted
+
+
+@needs_numba
+@pytest.mark.parametrize("file", sorted(KERNELS.glob("*_numba.py")), ids=lambda file: file.stem)
+def test_what_makes_arrays_says_so(file: Path) -> None:
+    """Where references are not counted an array that is made is never freed."""
+    makers = {"empty", "zeros", "ones", "full", "arange", "array", "empty_like", "copy"}
+    for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        decorators = [ast.unparse(one) for one in function.decorator_list]
+        if not any(one == "jit()" or one.startswith("chosen(") for one in decorators):
+            continue
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                assert call.func.attr not in makers, f"{function.name}: {ast.unparse(call)}"
