@@ -38,10 +38,8 @@ def _registers() -> tuple[int, int]:
 LANES, _REGISTERS = _registers()
 WHOLE_LANES = 2 * LANES if platform.machine().lower() in ("x86_64", "amd64") else 0
 """Products of int16 that a register sums in pairs: one instruction on x86. 0: not used."""
-QUERIES = 4
-"""Queries of a tile, at most."""
-ROWS = 4 if _REGISTERS > 16 else 2
-"""Rows of a tile of logits; registers of dimensions of a tile of sums."""
+QUERIES, ROWS = (7, 2) if _REGISTERS > 16 else (4, 2)
+"""Of a tile, queries at most, and rows (of one of sums: registers of dimensions)."""
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS = ir.VectorType(_F32, LANES)
@@ -205,21 +203,41 @@ class _Code:
         mask = ir.Constant(ir.VectorType(_I32, len(wanted)), wanted)
         return self.builder.shuffle_vector(one, other, mask)
 
-    def neighbours(self, one: Value, other: Value) -> Value:
-        """Sums of neighbouring lanes of `one`, then of `other`."""
-        length = one.type.count * (1 if one is other else 2)
-        even, odd = (self.lanes(one, other, list(range(i, length, 2))) for i in (0, 1))
-        return self.builder.fadd(even, odd, flags=_FAST)
+    def add(self, one: Value, other: Value) -> Value:
+        if one.type.element == _F32:
+            return self.builder.fadd(one, other, flags=_FAST)
+        return self.builder.add(one, other)
+
+    def halves(self, one: Value, other: Value, run: int) -> Value:
+        """Of runs of lanes the sums of both halves: those of `one`, then those of `other`.
+
+        A blend and one shuffle, of which processors do fewer at once.
+        """
+        half = run // 2
+        kept = [lane + LANES * (lane % run >= half) for lane in range(LANES)]
+        moved = [lane + half if lane % run < half else lane + LANES - half for lane in range(LANES)]
+        return self.add(self.lanes(one, other, kept), self.lanes(one, other, moved))
 
     def sums(self, registers: list[Value]) -> list[Value]:
-        """The sums of a number, a power of two, of registers, in order, in as few as hold them."""
-        wanted = len(registers)
-        while len(registers) > 1 and wanted // len(registers) < LANES:
-            pairs = zip(registers[::2], registers[1::2], strict=True)
-            registers = [self.neighbours(*pair) for pair in pairs]
-        while sum(register.type.count for register in registers) > wanted:
-            registers = [self.neighbours(register, register) for register in registers]
-        return registers
+        """The sums of registers in order, in as few as hold them; more lanes may follow."""
+        if len(registers) > LANES:
+            some = (registers[i : i + LANES] for i in range(0, len(registers), LANES))
+            return [found for part in some for found in self.sums(part)]
+        run, none = LANES, ir.Constant(registers[0].type, None)
+        while len(registers) & (len(registers) - 1):
+            registers = [*registers, none]
+        while len(registers) > 1:
+            middle = len(registers) // 2
+            pairs = zip(registers[:middle], registers[middle:], strict=True)
+            registers = [self.halves(*pair, run) for pair in pairs]
+            run //= 2
+        (found,) = registers
+        while run > 1:
+            even, odd = (
+                self.lanes(found, found, list(range(i, found.type.count, 2))) for i in (0, 1)
+            )
+            found, run = self.add(even, odd), run // 2
+        return [found]
 
 
 def _function(
@@ -237,12 +255,22 @@ def _function(
     return function
 
 
-def _by_count(code: _Code, count: Value, write: Callable[[int], None]) -> None:
-    """Writes code for 1 ... QUERIES queries, of which `count` says what is run."""
-    for queries in range(1, QUERIES + 1):
-        same = code.builder.icmp_signed("==", count, _I64(queries))
-        with code.builder.if_then(same):
-            write(queries)
+def _by_query(code: _Code, count: Value, write: Callable[[int, Value], None]) -> None:
+    """Writes a loop over `count` queries in tiles as equal as can be.
+
+    `write` is given how many a tile has, and the first of them.
+    """
+    builder = code.builder
+    tiles = builder.udiv(builder.add(count, _I64(QUERIES - 1)), _I64(QUERIES))
+    with code.loop(_I64(0), tiles, 1) as i:
+        first, stop = (
+            builder.udiv(builder.mul(count, number), tiles)
+            for number in (i, builder.add(i, _I64(1)))
+        )
+        held = builder.sub(stop, first)
+        for queries in range(1, QUERIES + 1):
+            with builder.if_then(builder.icmp_signed("==", held, _I64(queries))):
+                write(queries, first)
 
 
 def _least(builder: Value, one: Value, other: Value) -> Value:
@@ -280,11 +308,11 @@ def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
                     total = sums[j * ROWS + r]
                     builder.store(add(x, y, builder.load(total)), total)
         registers = [builder.load(total) for total in sums]
-        if whole:
-            registers = [builder.sitofp(total, _FLOATS) for total in registers]
-        while len(registers) & (len(registers) - 1):
-            registers.append(ir.Constant(_FLOATS, None))
         found = code.sums(registers)
+        if whole:
+            found = [
+                builder.sitofp(total, ir.VectorType(_F32, total.type.count)) for total in found
+            ]
         places = [
             code.at(code.at(out, builder.add(g, _I64(j)), out_stride), i, 4) for j in range(queries)
         ]
@@ -310,9 +338,7 @@ def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
 
     with code.loop(_I64(0), n, ROWS) as i:
         left = builder.sub(n, i)
-        with code.loop(_I64(0), count, QUERIES) as g:
-            some = _least(builder, builder.sub(count, g), _I64(QUERIES))
-            _by_count(code, some, lambda queries: tile(queries, g, i, left))
+        _by_query(code, count, lambda queries, g: tile(queries, g, i, left))
 
 
 def _write_add_rows(code: _Code, arguments: list[Value], element: Any) -> None:
@@ -347,12 +373,8 @@ def _write_add_rows(code: _Code, arguments: list[Value], element: Any) -> None:
 
     wide = builder.sub(dim, builder.srem(dim, _I64(ROWS * LANES)))
     for registers, start, stop in ((ROWS, _I64(0), wide), (1, wide, dim)):
-        with (
-            code.loop(start, stop, registers * LANES) as d,
-            code.loop(_I64(0), count, QUERIES) as g,
-        ):
-            some = _least(builder, builder.sub(count, g), _I64(QUERIES))
-            _by_count(code, some, lambda queries, v=registers, g=g, d=d: tile(queries, v, g, d))
+        with code.loop(start, stop, registers * LANES) as d:
+            _by_query(code, count, lambda queries, g, v=registers, d=d: tile(queries, v, g, d))
 
 
 def _intrinsic_of(

@@ -6,8 +6,8 @@ import numpy as np
 
 from .jit_numba import copy, exp, jit, to_float, touch
 from .tiles_numba import add_rows, highest
-from .wave_parts_numba import candidates_of, factors_of, lines_of, list_heavy, scores_of, sums_of
-from .wave_rows_numba import add_stored, stored_dots
+from .wave_parts_numba import centres_of, factors_of, lines_of, list_heavy, scores_of, sums_of
+from .wave_rows_numba import add_centres, add_stored, multiply_columns, stored_dots
 from .wave_words_numba import (
     BLOCKS,
     CLUSTER,
@@ -74,11 +74,10 @@ BURST = 8
 def _ask(w, task, tile, first, stop, both, stored):
     """Asks for keys first ... stop - 1 of a tile, and for their values if `both` are wanted."""
     keys, values, _, _, _ = lines_of(w, task, tile)
-    width = row_bytes(w, stored)
-    for t in range(first, stop):
-        for byte in range(0, width, LINE):
+    for byte in range(0, row_bytes(w, stored), LINE):
+        for t in range(first, stop):
             touch(keys[t] + byte)
-        for byte in range(0, width if both else NONE, LINE):
+        for t in range(first, stop if both else first):
             touch(values[t] + byte)
 
 
@@ -86,9 +85,8 @@ def _ask(w, task, tile, first, stop, both, stored):
 def _score_tokens(w, task, tile, n, following, both, stored):
     """PART_SCORES[g, t] of n <= TILE tokens whose addresses `lines_of` has.
 
-    To those of coded keys the logits of their centres are added. Between products rows of the
-    other tile, in which so many tokens are `following`, are asked for: all at once they would be
-    waited for (`_ask` says what `both` is).
+    Between products rows of the other tile, in which so many tokens are `following`, are asked
+    for: all at once they would be waited for (`_ask` says what `both` is).
     """
     for begin in range(0, TILE, BURST):
         _ask(w, task, 1 - tile, begin, min(begin + BURST, following), both, stored)
@@ -96,12 +94,7 @@ def _score_tokens(w, task, tile, n, following, both, stored):
         if some > 0:
             stored_dots(w, task, tile, begin, some, stored)
     if not is_plain(stored):
-        scores, candidates = scores_of(w, task), candidates_of(w, task, tile)
-        count, logits = w[GROUP], f4(w, FINE_LOGIT)
-        for g in range(count):
-            row, centres = scores[g], logits[task // w[PARTS] * count + g]
-            for t in range(n):
-                row[t] += centres[candidates[t]]
+        add_centres(w, task, tile, n, stored)
 
 
 @jit()
@@ -134,9 +127,9 @@ def _add_tokens(w, task, tile, n, threshold, following, both, stored):
     heaviest[:] = np.float32(0.0)
     for g in range(count):
         row, high, added = scores[g], top[g], np.float32(0.0)
-        for t in range(TILE):
+        for t in range(len(row)):
             row[t] = exp(row[t] - high)
-        for t in range(TILE):
+        for t in range(len(row)):
             added += row[t]
             heaviest[t] = max(heaviest[t], row[t])
         mass[g] += added
@@ -154,7 +147,7 @@ def _any_above(scores, top, lead):
     lead[:] = np.float32(-np.inf)
     for g in range(len(top)):
         row, high = scores[g], top[g]
-        for t in range(TILE):
+        for t in range(len(row)):
             lead[t] = max(lead[t], row[t] - high)
     return highest(lead) > np.float32(0.0)
 
@@ -174,14 +167,11 @@ def _weigh(w, task, shares, first, n, shrink, threshold):
     heaviest[:] = np.float32(0.0)
     for g in range(len(mass)):
         row, factor, added = weights[g], shrink[g], np.float32(0.0)
-        if n == TILE:
-            for t in range(TILE):
-                row[t] = shares[g, first + t] * factor
-        else:
-            row[:] = np.float32(0.0)
-            for t in range(n):
-                row[t] = shares[g, first + t] * factor
-        for t in range(TILE):
+        some = shares[g, first : first + n]
+        for t in range(n):
+            row[t] = some[t] * factor
+        row[n:] = np.float32(0.0)
+        for t in range(len(row)):
             added += row[t]
             heaviest[t] = max(heaviest[t], row[t])
         mass[g] += added
@@ -196,12 +186,10 @@ def _add_sums(w, task, n, kind):
     """
     weights, factors, (_, _, total) = scores_of(w, task), factors_of(w, task), sums_of(w, task)
     _, values, _, which, _ = lines_of(w, task, 0)
-    for i in range(n):
-        for byte in range(0, w[DIM] * kind.itemsize, LINE):
+    for byte in range(0, w[DIM] * kind.itemsize, LINE):
+        for i in range(n):
             touch(values[i] + byte)
-    for g in range(len(weights)):
-        for t in range(TILE):
-            weights[g, t] *= factors[t]
+    multiply_columns(weights, factors)
     add_rows(weights, which, values, n, total, kind)
 
 
@@ -243,15 +231,25 @@ def _list_cluster(w, stored, task, tile, at, candidate, keys, size, first, n):
     """
     width, each = row_bytes(w, stored), scale_bytes(w, stored)
     key_at, value_at, scale_at, _, _ = lines_of(w, task, tile)
-    for i in range(n):
-        t = first + i
-        key_at[at + i], value_at[at + i] = keys + t * width, keys + (size + t) * width
+    values, scales = keys + size * width, keys + 2 * size * width
+    # More than n, as many as vector instructions are made for.
+    key_at, value_at = key_at[at : at + TILE], value_at[at : at + TILE]
+    for i in range(len(key_at)):
+        key_at[i] = keys + (first + i) * width
+    for i in range(len(value_at)):
+        value_at[i] = values + (first + i) * width
     if not is_plain(stored):
-        candidates = candidates_of(w, task, tile)
-        for i in range(n):
-            scale_at[at + i] = keys + 2 * (size * width + (first + i) * each)
-            candidates[at + i] = candidate
-            touch(scale_at[at + i])
+        for byte in range(2 * first * each, 2 * (first + n) * each, LINE):
+            touch(scales + byte)
+        scale_at = scale_at[at : at + TILE]
+        for i in range(len(scale_at)):
+            scale_at[i] = scales + 2 * (first + i) * each
+        centres, begin = centres_of(w, task, tile), task // w[PARTS] * w[GROUP]
+        logits = f4(w, FINE_LOGIT)[begin : begin + w[GROUP]]
+        for g in range(len(centres)):
+            logit, row = logits[g, candidate], centres[g, at : at + TILE]
+            for i in range(len(row)):
+                row[i] = logit
 
 
 @jit()

@@ -18,6 +18,7 @@ from .wave_words_numba import (
     OUT,
     PART_AT,
     PART_BYTES,
+    PART_CENTRE,
     PART_EXACT,
     PART_LINE,
     PART_MASS,
@@ -64,14 +65,15 @@ def rows_of_part(w, task):
 @jit()
 def lines_of(w, task, tile):
     """Of a tile: addresses of keys, values and scales, columns that are listed, room for more."""
-    at = i8(w, PART_AT)[6 * (2 * task + tile) : 6 * (2 * task + tile) + 6]
+    at = i8(w, PART_AT)[5 * (2 * task + tile) : 5 * (2 * task + tile) + 5]
     return at[0], at[1], at[2], at[3], at[4]
 
 
 @jit()
-def candidates_of(w, task, tile):
-    """[TILE]: the candidates that the tokens of a tile belong to."""
-    return i8(w, PART_AT)[6 * (2 * task + tile) + 5]
+def centres_of(w, task, tile):
+    """[G, TILE]: logits of the centres of a tile's coded keys."""
+    first = (2 * task + tile) * w[GROUP]
+    return f4(w, PART_CENTRE)[first : first + w[GROUP]]
 
 
 @jit()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numba import carray, types
-from numba.extending import overload
 
 from .codecs import CUBIC, LINEAR
-from .jit_numba import jit, pointer, to_float
+from .jit_numba import chosen, jit, pointer, to_float
 from .tiles_numba import WHOLE_LANES, add_rows, address, dots, whole_dots
-from .wave_parts_numba import factors_of, lines_of, rows_of_part, scores_of, sums_of
+from .wave_parts_numba import centres_of, factors_of, lines_of, rows_of_part, scores_of, sums_of
 from .wave_words_numba import (
     DIM,
     GROUP,
@@ -17,7 +16,6 @@ from .wave_words_numba import (
     Q_STEP,
     Q_TURNED,
     Q_WHOLE,
-    TILE,
     Q,
     f4,
     group_dims,
@@ -83,7 +81,7 @@ def asked_dots(w, h, rows, n, out, at, stored):
     raise NotImplementedError
 
 
-@overload(asked_dots)
+@chosen(asked_dots)
 def _asked_dots(w, h, rows, n, out, at, stored):
     if stored.dtype == types.int8 and WHOLE_LANES:
         return _asked_dots_whole
@@ -105,34 +103,20 @@ def _asked_dots_whole(w, h, rows, n, out, at, stored):
 def stored_dots(w, task, tile, begin, n, stored):
     """PART_SCORES[g, t] = q_g . the key at the t-th address of a tile, n <= TILE from `begin` on.
 
-    A coded key is the difference to its centre, in int4 rotated.
+    A coded key is the difference to its centre, in int8 before its scale, in int4 rotated; logits
+    are made of that by `add_centres`.
     """
     raise NotImplementedError
 
 
-@overload(stored_dots)
+@chosen(stored_dots)
 def _stored_dots(w, task, tile, begin, n, stored):
-    if stored.dtype == types.uint8:
-        return _dots_int4
-    if stored.dtype == types.int8:
-        return _dots_int8
-    return _dots_plain
+    return _dots_int4 if stored.dtype == types.uint8 else _dots_plain
 
 
 def _dots_plain(w, task, tile, begin, n, stored):
     keys, _, _, _, _ = lines_of(w, task, tile)
     asked_dots(w, task // w[PARTS], keys[begin:], n, scores_of(w, task), begin, stored)
-
-
-def _dots_int8(w, task, tile, begin, n, stored):
-    keys, _, scales, _, _ = lines_of(w, task, tile)
-    scores, factors = scores_of(w, task), factors_of(w, task)
-    asked_dots(w, task // w[PARTS], keys[begin:], n, scores, begin, stored)
-    for t in range(begin, begin + n):
-        factors[t] = _scale_at(scales[t])
-    for g in range(len(scores)):
-        for t in range(begin, begin + n):
-            scores[g, t] *= factors[t]
 
 
 def _dots_int4(w, task, tile, begin, n, stored):
@@ -143,6 +127,22 @@ def _dots_int4(w, task, tile, begin, n, stored):
     dots(f4(w, Q_TURNED), first, count, lines, n, scores_of(w, task), begin, rows)
 
 
+@jit()
+def add_centres(w, task, tile, n, stored):
+    """PART_SCORES[g, t] of n coded keys become logits: those of their centres are added.
+
+    What else is in the tile is changed, too.
+    """
+    _, _, scales, _, _ = lines_of(w, task, tile)
+    scores, factors, centres = scores_of(w, task), factors_of(w, task), centres_of(w, task, tile)
+    for t in range(n):
+        factors[t] = np.float32(1.0) if is_int4(stored) else _scale_at(scales[t])
+    for g in range(len(scores)):
+        row, beside = scores[g], centres[g]
+        for t in range(len(row)):
+            row[t] = row[t] * factors[t] + beside[t]
+
+
 def add_stored(w, task, tile, n, stored):
     """PART_SUM[g] += the sum over i < n of PART_SCORES[g, which[i]] * the i-th value of a tile.
 
@@ -151,7 +151,7 @@ def add_stored(w, task, tile, n, stored):
     raise NotImplementedError
 
 
-@overload(add_stored)
+@chosen(add_stored)
 def _add_stored(w, task, tile, n, stored):
     if stored.dtype == types.uint8:
         return _add_int4
@@ -170,9 +170,7 @@ def _add_int8(w, task, tile, n, stored):
     weights, factors = scores_of(w, task), factors_of(w, task)
     for i in range(n):
         factors[which[i]] = _scale_at(scales[i])
-    for g in range(len(weights)):
-        for t in range(TILE):
-            weights[g, t] *= factors[t]
+    multiply_columns(weights, factors)
     add_rows(weights, which, values, n, sums_of(w, task)[2], stored)
 
 
@@ -181,6 +179,15 @@ def _add_int4(w, task, tile, n, stored):
     rows = rows_of_part(w, task)
     _unpack(values, scales, n, rows, lines)
     add_rows(scores_of(w, task), which, lines, n, sums_of(w, task)[2], rows)
+
+
+@jit()
+def multiply_columns(weights, factors):
+    """weights[g, t] *= factors[t]."""
+    for g in range(len(weights)):
+        row = weights[g]
+        for t in range(len(row)):
+            row[t] *= factors[t]
 
 
 @jit()

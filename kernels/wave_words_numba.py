@@ -74,8 +74,7 @@ OUT = np.int64(106)  # float32 [Hq, D]
 EXACT = np.int64(109)  # float32 [1, Hq]
 TOKENS = np.int64(112)  # int64 [1, H]: retrieved
 BYTES = np.int64(115)  # int64 [1, H]
-# int64 [T * 12, TILE]: of two tiles addresses of keys, values, scales, columns, addresses,
-# candidates
+# int64 [T * 10, 2 * TILE]: of two tiles addresses of keys, values, scales, columns, addresses
 PART_AT = np.int64(118)
 LSE_EXACT = np.int64(121)  # float32 [1, Hq]
 # int64 [3, H]: whether a head's clusters are chosen, its parts that are taken, those that are done
@@ -95,7 +94,8 @@ FINE_SHARE = np.int64(154)  # float32 [H * G, candidates]: the same of the candi
 FINE_TOP = np.int64(157)  # float32 [H, G]
 FINE_LOGIT = np.int64(160)  # float32 [H * G, candidates]: queries times centroids
 COARSE_SPREAD = np.int64(163)  # float32 [H, S]: spreads of a segment's groups, summed
-WORDS = 166
+PART_CENTRE = np.int64(166)  # float32 [T * 2 * G, 2 * TILE]: of two tiles logits of centres
+WORDS = 169
 # Of RULES.
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
