@@ -84,7 +84,7 @@ class _Team:
         self._wake = [threading.Event() for _ in range(helpers)]
         self._work: Member = _nothing
         self._failures: list[BaseException] = []
-        self._give_way = _give_way()
+        self._give_way = give_way()
         self._rounds = _rounds(self._give_way)
         self._processor = -1
         self._allowed = os.sched_getaffinity(0) if sys.platform == "linux" else set()
@@ -165,7 +165,8 @@ def _rounds(give_way: int) -> int:
     return int(tried * SPIN_SECONDS / least)
 
 
-def _give_way() -> int:
+@functools.cache
+def give_way() -> int:
     """Address of what lets other threads go first; 0 where that is not known."""
     if os.name != "posix":
         return 0

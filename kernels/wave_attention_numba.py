@@ -8,27 +8,32 @@ Compiled code is kept in the user's cache directory, so only the very first step
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numba import carray
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .gather import Fetch
-from .jit_numba import KINDS, add_at, jit
+from .jit_numba import KINDS, add_at, jit, pointer
 from .segment import SegmentTable, Totals
-from .team import together
+from .team import Task, give_way, together_compiled
+from .team_numba import load_at, wait
 from .wave_attend_numba import attend, attend_steady
 from .wave_attention import BUCKETS, NEGLIGIBLE_SUMS, NEGLIGIBLE_VALUES, Selection, StepAnswer
 from .wave_parts_numba import merge_parts
 from .wave_score_numba import choose, find, prepare, score_first, score_found
 from .wave_words_numba import (
+    BEGIN,
     BUCKET_MASS,
     BUCKET_NUMBER,
     BUCKET_TOKENS,
+    BY_HEAD,
     BYTES,
     CLUSTER,
     COARSE_MASS,
@@ -38,12 +43,14 @@ from .wave_words_numba import (
     COARSE_SPREAD,
     COARSE_TOP,
     COARSE_ZONE,
+    END,
     EXACT,
     FINE_LOGIT,
     FINE_MASS,
     FINE_SHARE,
     FINE_TOP,
     FOUND,
+    GIVE_WAY,
     KV_HEADS,
     LOGS,
     LSE,
@@ -102,88 +109,110 @@ def _first(w, kind, kept, task):
         attend_steady(w, kept, h * w[PARTS] + number - w[SEGMENTS])
 
 
-@jit(entry=True)
-def _pass(number, w, kind, stored, kept, start, stop, stride):
-    """Tasks start, start + stride ... before stop of one pass."""
-    for task in range(start, stop, stride):
-        if number == FIRST:
-            _first(w, kind, kept, task)
-        elif number == FIND:
-            find(w, task)
-        elif number == SCORE_FOUND:
-            score_found(w, kind, task)
-        elif number == CHOOSE:
-            choose(w, task)
-        elif number == ATTEND:
-            attend(w, kind, stored, task)
-        else:
-            merge_parts(w, kind, task)
-
-
-@jit(entry=True)
-def _all(w, kind, stored, kept, first, last):
-    """All passes for KV heads first ... last - 1, then what other threads have not begun."""
-    heads, parts, place = w[KV_HEADS], w[PARTS], w[PROGRESS]
-    each = w[SEGMENTS] + parts
-    for task in range(first * each, last * each):
+@jit()
+def _do(w, kind, stored, kept, number, task):
+    """A task of a pass."""
+    if number == FIRST:
         _first(w, kind, kept, task)
-    for h in range(first, last):
-        find(w, h)
-    for task in range(first * parts, last * parts):
+    elif number == FIND:
+        find(w, task)
+    elif number == SCORE_FOUND:
         score_found(w, kind, task)
-    for h in range(first, last):
-        choose(w, h)
-        add_at(place + 8 * h, ONE)
-    for number in range(first, first + heads):
-        h = number % heads
-        if add_at(place + 8 * h, NONE) == 0:
+    elif number == CHOOSE:
+        choose(w, task)
+    elif number == ATTEND:
+        attend(w, kind, stored, task)
+    else:
+        merge_parts(w, kind, task)
+
+
+@jit()
+def _tasks(w, number):
+    """How many a pass has."""
+    if number == FIRST:
+        return w[KV_HEADS] * (w[SEGMENTS] + w[PARTS])
+    if number in (SCORE_FOUND, ATTEND):
+        return w[KV_HEADS] * w[PARTS]
+    return w[KV_HEADS]
+
+
+@jit()
+def _by_pass(w, kind, stored, kept):
+    """Takes tasks of passes w[BEGIN] ... w[END] - 1, of each when that before it is done."""
+    taken, done = w[PROGRESS], w[PROGRESS] + 8
+    number, before, task = w[BEGIN], NONE, add_at(taken, ONE)
+    while number < w[END]:
+        count = _tasks(w, number)
+        if task >= before + count:
+            number, before = number + 1, before + count
             continue
-        part = add_at(place + 8 * (heads + h), ONE)
+        while load_at(done) < before:
+            wait(1, w[GIVE_WAY])
+        _do(w, kind, stored, kept, number, task - before)
+        add_at(done, ONE)
+        task = add_at(taken, ONE)
+
+
+@jit()
+def _by_head(w, kind, stored, kept):
+    """Takes heads through all passes until their clusters are chosen, then parts of any."""
+    heads, parts, each = w[KV_HEADS], w[PARTS], w[SEGMENTS] + w[PARTS]
+    chosen_at = w[PROGRESS] + 16
+    taken, done = chosen_at + 8 * heads, chosen_at + 16 * heads
+    last, h = NONE, add_at(w[PROGRESS], ONE)
+    while h < heads:
+        for task in range(h * each, (h + 1) * each):
+            _first(w, kind, kept, task)
+        find(w, h)
+        for task in range(h * parts, (h + 1) * parts):
+            score_found(w, kind, task)
+        choose(w, h)
+        add_at(chosen_at + 8 * h, ONE)
+        last, h = h, add_at(w[PROGRESS], ONE)
+    for number in range(last, last + heads):
+        h = number % heads
+        if load_at(chosen_at + 8 * h) == 0:
+            continue
+        part = add_at(taken + 8 * h, ONE)
         while part < parts:
             attend(w, kind, stored, h * parts + part)
-            if add_at(place + 8 * (2 * heads + h), ONE) == parts - 1:
+            if add_at(done + 8 * h, ONE) == parts - 1:
                 merge_parts(w, kind, h)
-            part = add_at(place + 8 * (heads + h), ONE)
+            part = add_at(taken + 8 * h, ONE)
 
 
-def _run(
-    work: _Work,
-    kind: NDArray[Any],
-    stored: NDArray[Any],
-    kept: NDArray[Any],
-    threads: int,
-    fetch: Fetch | None,
-) -> None:
+@functools.cache
+def _step_of(kind: torch.dtype, stored: torch.dtype, kept: torch.dtype) -> Task:
+    """A step's passes for centroids, stored keys and steady ones of these dtypes."""
+    centroids, rows, steady = KINDS[kind], KINDS[stored], KINDS[kept]
+
+    def step(words: int, member: int) -> None:
+        w = carray(pointer(words), WORDS, np.int64)
+        if w[BY_HEAD]:
+            _by_head(w, centroids, rows, steady)
+        else:
+            _by_pass(w, centroids, rows, steady)
+
+    return step
+
+
+def _run(work: _Work, step: Task, threads: int, fetch: Fetch | None) -> None:
     """All passes on so many threads; heads go to threads whole where they come out even."""
-    words = work.words
-    kv_heads, parts, segments = (int(words[i]) for i in (KV_HEADS, PARTS, SEGMENTS))
-    prepare(words, stored)
-    if fetch is None and kv_heads % threads == 0:
-        share = kv_heads // threads
-        together(
-            threads,
-            lambda n: _all(words, kind, stored, kept, n * share, (n + 1) * share),
-        )
-        return
 
-    def run(passes: range) -> None:
-        tasks = (segments + parts, 1, parts, 1, parts, 1)
-        for number in passes:
-            together(
-                threads,
-                lambda n, number=number: _pass(
-                    number, words, kind, stored, kept, n, tasks[number] * kv_heads, threads
-                ),
-            )
+    def run(first: int, stop: int) -> None:
+        work.words[BEGIN : END + 1] = first, stop
+        together_compiled(threads, step, work.address)
 
+    work.words[BY_HEAD] = fetch is None and int(work.words[KV_HEADS]) % threads == 0
     if fetch is None:
-        run(range(FIRST, MERGE + 1))
+        run(FIRST, MERGE + 1)
         return
-    run(range(FIRST, ATTEND))
+    run(FIRST, ATTEND)
     retrieved = _retrieved(work)
     with fetch(*retrieved.clusters) as addresses:
         work[PLACE][retrieved.places] = addresses
-        run(range(ATTEND, MERGE + 1))
+        work[PROGRESS][:] = 0
+        run(ATTEND, MERGE + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +246,8 @@ class _Work:
 
     def __init__(self) -> None:
         self.words = np.zeros(WORDS, np.int64)
+        self.address = self.words.ctypes.data
+        self.words[GIVE_WAY] = give_way()
         self.clusters = self.longest = 0
         """What there is room for."""
         self.rules_known: tuple[Selection, float, float, float] | None = None
@@ -293,7 +324,7 @@ def wave_attention_numba(
     k, v = steady
     if k.stride()[1:] != (dim, 1) or k.stride() != v.stride():
         k, v = k.contiguous(), v.contiguous()
-    work.words[: TABLE + 3] = (
+    work.words[KV_HEADS : TABLE + 3] = (
         kv_heads,
         heads // kv_heads,
         dim,
@@ -319,7 +350,8 @@ def wave_attention_numba(
     )
     elements = first.fine.centroids.dtype, first.codec.element, k.dtype
     work.words[PLACE + ONE] = 0 if fetch is None else kv_heads
-    _run(work, *(KINDS[element] for element in elements), threads, fetch)
+    prepare(work.words, KINDS[elements[1]])
+    _run(work, _step_of(*elements), threads, fetch)
     return StepAnswer(*work.answer, bytes=sum(work[BYTES][0].tolist()))
 
 
@@ -379,7 +411,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (LSE, np.float32, 1, heads),
         (TOKENS, np.int64, 1, kv_heads),
         (BYTES, np.int64, 1, kv_heads),
-        (PROGRESS, np.int64, 3, kv_heads),
+        (PROGRESS, np.int64, 1, 2 + 3 * kv_heads),
     ):
         work.put(name, np.zeros((rows, columns), dtype))
     outputs = work[OUT], work[LSE][0], work[LSE_EXACT][0], work[EXACT][0], work[TOKENS][0]

@@ -44,9 +44,9 @@ def test_what_another_version_compiled_does_not_count(cache: Path) -> None:
     other = cache / "kernels" / ("0" * 16)
     other.mkdir()
     for where, name, left in [
-        (other, "wave_attention_numba._all-1.nbi", True),
+        (other, "wave_attention_numba._step_of.locals.step-1.nbi", True),
         (folder, "rope_numba.turn-1.nbi", True),
-        (folder, "wave_attention_numba._all-1.nbi", False),
+        (folder, "wave_attention_numba._step_of.locals.step-1.nbi", False),
     ]:
         (where / name).touch()
         assert to_compile("wave") == left
