@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import jinja2
 from jinja2 import ext, meta, nodes, parser, sandbox, utils, visitor
 
-from .errors import ModelError, TokenizerError
+from .errors import ModelError, TokenizerError, UsageError
 from .files import one_line, parse_object, read_limited
 from .template_limits import check_call, check_format, limit_filters, weigh
 
@@ -40,6 +40,11 @@ class Message:
     role: str
     """`system`, `user` or `assistant`; the template decides what it takes."""
     content: str
+
+    def __post_init__(self) -> None:
+        """Raises UsageError: Python hands on anything."""
+        if not isinstance(self.content, str):
+            raise UsageError(f"a message is {self.content!r}; give text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Literal, cast, get_args
 
 from .errors import UsageError
@@ -100,6 +101,7 @@ class WaveConfig:
     """While generating, this many unclustered tokens between sinks and window make a segment."""
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
         if self.budget is not None and not 0.0 < self.budget <= 1.0:
             raise UsageError(f"--budget is {self.budget}; give auto or a fraction above 0, up to 1")
         _one_of("--scheme", self.scheme, get_args(Scheme))
@@ -154,6 +156,7 @@ class SamplingConfig:
     """-1 draws a new seed each time."""
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
         for flag, number in (
             ("--temp", self.temperature),
             ("--repeat-penalty", self.repeat_penalty),
@@ -203,6 +206,7 @@ class SessionConfig:
     offline: bool = False
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
         _one_of("--device", self.device, get_args(Device))
         _one_of("--dtype", self.dtype, get_args(DtypeName))
         _one_of("--quant", self.quant, get_args(Quant))
@@ -256,10 +260,30 @@ def require_model(model: str | None) -> None:
 
 def require_predict(tokens: int) -> None:
     """Raises UsageError for what cannot be the length of an answer; -1: as many as fit."""
+    _require_number("max_new_tokens", tokens, Integral)
     if tokens < -1:
         raise UsageError(f"--predict is {tokens}; give -1 (all that fit) or more")
     if tokens > MOST_TOKENS:
         raise UsageError(f"--predict is {tokens}; give at most {MOST_TOKENS}, or -1 (all that fit)")
+
+
+def _require_numbers(settings: WaveConfig | SamplingConfig | SessionConfig) -> None:
+    """Raises UsageError where a number is wanted and something else is given, as Python can."""
+    for one in fields(settings):
+        wanted, _, optional = str(one.type).partition(" | ")
+        value = getattr(settings, one.name)
+        if wanted in NUMBERS and not (optional and value is None):
+            _require_number(one.name, value, NUMBERS[wanted])
+
+
+NUMBERS: dict[str, type] = {"int": Integral, "float": Real}
+"""What counts as a number, by its annotation."""
+
+
+def _require_number(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = "a whole number" if kind is Integral else "a number"
+        raise UsageError(f"{name} is {value!r}; give {wanted}")
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

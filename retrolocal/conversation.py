@@ -7,10 +7,12 @@ through the template and never spells a special token. Knows no tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .chat import ChatTemplate, Message
-from .errors import TokenizerError
+from .errors import TokenizerError, UsageError
 from .ingest.document import Document
 from .ingest.token_map import TokenMap
 from .thinking import opening
@@ -41,6 +43,15 @@ class Conversation:
     def asked(self, question: str) -> Conversation:
         """The conversation with one question more."""
         return replace(self, messages=(*self.messages, Message("user", question)))
+
+
+def file_names(files: str | Path | Iterable[str | Path]) -> tuple[str, ...]:
+    """Of one file or several; raises UsageError for what names none."""
+    one_or_more = [files] if isinstance(files, str | Path) else files
+    names = list(one_or_more) if isinstance(one_or_more, Iterable) else [None]
+    if not all(isinstance(name, str | Path) for name in names):
+        raise UsageError(f"files is {files!r}; give a path, or several")
+    return tuple(map(str, names))
 
 
 class Prompter:

@@ -21,7 +21,7 @@ from .caches import AnyCache, layer_caches
 from .chat import ChatTemplate, Message, generation_defaults
 from .config import SamplingConfig, SessionConfig, session_config
 from .context import Context, close
-from .conversation import Conversation, Prompter
+from .conversation import Conversation, Prompter, file_names
 from .device import choose_dtype, open_device
 from .device_graph import stepping
 from .draft import Draft
@@ -297,13 +297,13 @@ class Session(Closing):
         `max_new_tokens` and `temperature`, when given, win over `options`.
         """
         options = (options or AskOptions()).changed(max_new_tokens, temperature, self.sampling)
-        names = (str(files),) if isinstance(files, str | Path) else tuple(map(str, files))
+        question, names = Message("user", prompt), file_names(files)
         if names != self._files or self._heads.distrusted(self._file_documents):
             self._forget_files()
             self._file_documents = tuple(map(read_document, names))
             self._require_room(self._file_documents)
             self._files = names
-        conversation = Conversation(self._file_documents, None, (Message("user", prompt),))
+        conversation = Conversation(self._file_documents, None, (question,))
         self._stopped = False
         draft = Draft(lambda: self._heads.distrusted(conversation.documents), self._forget_files)
 

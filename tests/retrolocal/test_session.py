@@ -7,7 +7,9 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +173,46 @@ def test_logits_refuses(session: Session) -> None:
         session.logits([])
     with pytest.raises(ContextError, match=r"5,000 tokens .* 4,096"):
         session.logits([1] * 5000)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": None}, "a message is None; give text"),
+        ({"prompt": b"x"}, "a message is b'x'; give text"),
+        ({"prompt": "x", "files": 5}, "files is 5; give a path, or several"),
+        ({"prompt": "x", "files": [None]}, r"files is \[None\]; give a path, or several"),
+        ({"prompt": "x", "max_new_tokens": "9"}, "max_new_tokens is '9'; give a whole number"),
+        ({"prompt": "x", "max_new_tokens": 1.5}, "max_new_tokens is 1.5; give a whole number"),
+        ({"prompt": "x", "temperature": "hot"}, "temperature is 'hot'; give a number"),
+        ({"prompt": "x", "temperature": True}, "temperature is True; give a number"),
+    ],
+)
+def test_what_is_no_text_file_or_number_is_said(
+    session: Session, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        session.generate(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"threads": "x"}, "threads is 'x'; give a whole number"),
+        ({"threads": None}, "threads is None; give a whole number"),
+        ({"ctx_size": 1.5}, "ctx_size is 1.5; give a whole number"),
+        ({"budget": "much"}, "budget is 'much'; give a number"),
+        ({"ram": None}, "ram is None; give bytes"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_said(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load(**given)
+
+
+def test_numbers_of_other_libraries_are_numbers(session: Session) -> None:
+    numbers = {"max_new_tokens": np.int64(2), "temperature": np.float32(0)}
+    assert session.generate("x", **numbers)
 
 
 def test_stopping_keeps_the_part_of_the_answer(session: Session) -> None:
