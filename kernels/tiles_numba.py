@@ -38,8 +38,10 @@ def _registers() -> tuple[int, int]:
 LANES, _REGISTERS = _registers()
 WHOLE_LANES = 2 * LANES if platform.machine().lower() in ("x86_64", "amd64") else 0
 """Products of int16 that a register sums in pairs: one instruction on x86. 0: not used."""
-QUERIES, ROWS = (7, 2) if _REGISTERS > 16 else (4, 2)
-"""Of a tile, queries at most, and rows (of one of sums: registers of dimensions)."""
+QUERIES = 7 if _REGISTERS > 16 else 4
+"""Queries of a tile, at most."""
+ROWS = 4
+"""Rows of a tile (of one of sums: registers of dimensions), at most: see `_rows_beside`."""
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS = ir.VectorType(_F32, LANES)
@@ -255,6 +257,11 @@ def _function(
     return function
 
 
+def _rows_beside(queries: int) -> int:
+    """How many rows a tile of so many queries has: sums take half of the registers at most."""
+    return ROWS if queries * ROWS <= _REGISTERS // 2 else ROWS // 2
+
+
 def _by_query(code: _Code, count: Value, write: Callable[[int, Value], None]) -> None:
     """Writes a loop over `count` queries in tiles as equal as can be.
 
@@ -294,18 +301,19 @@ def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
     asked_type = ir.VectorType(ir.IntType(16), lanes) if whole else _FLOATS
     add = code.add_pairs if whole else code.multiply_add
 
-    def tile(queries: int, g: Value, i: Value, left: Value) -> None:
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(queries * ROWS)]
+    def tile(queries: int, side: int, g: Value, i: Value) -> None:
+        left = builder.sub(n, i)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(queries * side)]
         asked = [code.at(q, builder.add(g, _I64(j)), q_stride) for j in range(queries)]
         # Beyond the last row that one is read again.
-        held = [_least(builder, _I64(r), builder.sub(left, _I64(1))) for r in range(ROWS)]
+        held = [_least(builder, _I64(r), builder.sub(left, _I64(1))) for r in range(side)]
         places = [code.load(_I64, code.at(rows, builder.add(i, r), 8)) for r in held]
         with code.loop(_I64(0), dim, lanes) as d:
             read = [row(code.at(place, d, size)) for place in places]
             for j, query in enumerate(asked):
                 x = code.load(asked_type, code.at(query, d, q_size))
                 for r, y in enumerate(read):
-                    total = sums[j * ROWS + r]
+                    total = sums[j * side + r]
                     builder.store(add(x, y, builder.load(total)), total)
         registers = [builder.load(total) for total in sums]
         found = code.sums(registers)
@@ -319,26 +327,29 @@ def _write_dots(code: _Code, arguments: list[Value], element: Any) -> None:
         each = found[0].type.count
         parts = []
         for j in range(queries):
-            start = j * ROWS % each
-            part = code.lanes(*[found[j * ROWS // each]] * 2, list(range(start, start + ROWS)))
+            start = j * side % each
+            part = code.lanes(*[found[j * side // each]] * 2, list(range(start, start + side)))
             if whole:
                 step = code.load(_F32, code.at(steps[0], builder.add(g, _I64(j)), 4))
-                part = builder.fmul(part, code.spread(step, ROWS), flags=_FAST)
+                part = builder.fmul(part, code.spread(step, side), flags=_FAST)
             parts.append(part)
-        with builder.if_else(builder.icmp_signed(">=", left, _I64(ROWS))) as (all_, some):
+        with builder.if_else(builder.icmp_signed(">=", left, _I64(side))) as (all_, some):
             with all_:
                 for place, part in zip(places, parts, strict=True):
                     code.store(part, place)
             with some:
-                for r in range(ROWS - 1):
+                for r in range(side - 1):
                     with builder.if_then(builder.icmp_signed(">", left, _I64(r))):
                         for place, part in zip(places, parts, strict=True):
                             value = builder.extract_element(part, _I32(r))
                             code.store(value, builder.add(place, _I64(4 * r)))
 
-    with code.loop(_I64(0), n, ROWS) as i:
-        left = builder.sub(n, i)
-        _by_query(code, count, lambda queries, g: tile(queries, g, i, left))
+    def tiles(queries: int, g: Value) -> None:
+        side = _rows_beside(queries)
+        with code.loop(_I64(0), n, side) as i:
+            tile(queries, side, g, i)
+
+    _by_query(code, count, tiles)
 
 
 def _write_add_rows(code: _Code, arguments: list[Value], element: Any) -> None:
@@ -371,10 +382,14 @@ def _write_add_rows(code: _Code, arguments: list[Value], element: Any) -> None:
         for place, held in zip(places, sums, strict=True):
             code.store(builder.load(held), place)
 
-    wide = builder.sub(dim, builder.srem(dim, _I64(ROWS * LANES)))
-    for registers, start, stop in ((ROWS, _I64(0), wide), (1, wide, dim)):
-        with code.loop(start, stop, registers * LANES) as d:
-            _by_query(code, count, lambda queries, g, v=registers, d=d: tile(queries, v, g, d))
+    def tiles(queries: int, g: Value) -> None:
+        side = _rows_beside(queries)
+        wide = builder.sub(dim, builder.srem(dim, _I64(side * LANES)))
+        for registers, start, stop in ((side, _I64(0), wide), (1, wide, dim)):
+            with code.loop(start, stop, registers * LANES) as d:
+                tile(queries, registers, g, d)
+
+    _by_query(code, count, tiles)
 
 
 def _intrinsic_of(
