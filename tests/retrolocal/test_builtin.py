@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,13 @@ def shuffled_text() -> str:
     words = " ".join(training_text(held_out=True)).split()
     random.Random(0).shuffle(words)
     return "\n".join(textwrap.wrap(" ".join(words[:150_000]), 72))
+
+
+def made_up(words: int) -> str:
+    """Nothing of this can have been learnt by heart."""
+    rng = random.Random(3)
+    each = ("".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9))) for _ in range(words))
+    return " ".join(each)
 
 
 def cut(session: Session, text: str, tokens: int) -> str:
@@ -108,21 +114,18 @@ def session() -> Session:
 
 
 def test_quotes_random_words(session: Session, tmp_path: Path) -> None:
-    """Nothing of this can have been learnt by heart."""
-    rng = random.Random(3)
-    word: Callable[[], str] = lambda: "".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9)))  # noqa: E731
     path = tmp_path / "random.txt"
-    path.write_text(" ".join(word() for _ in range(1500)))
+    path.write_text(made_up(1500))
     asked = quotations(path.read_text(), 30, seed=1)
     assert share_right(session, path, asked) >= 0.9
 
 
-def test_a_conversation_quotes_again_and_again(own_text: str, tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text(own_text)
+def test_a_conversation_quotes_again_and_again(tmp_path: Path) -> None:
+    path, text = tmp_path / "text.txt", made_up(9000)
+    path.write_text(text)
     with Session.open("builtin", documents=[read_document(path)]) as chat:
         right = 0
-        for quote, following in quotations(own_text, 12, seed=5):
+        for quote, following in quotations(text, 12, seed=5):
             *_, last = chat.ask(quote, AskOptions(max_new_tokens=8))
             assert isinstance(last, Reply)
             right += following.startswith(last.text)
