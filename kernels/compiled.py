@@ -48,7 +48,7 @@ def to_compile(cache: str) -> bool:
     if cache == "dense" or not compiled():
         return False
     folder = kernel_folder()
-    return folder is None or not any(folder.rglob("wave_attention_numba.*step-*.nbi"))
+    return folder is None or not any(folder.rglob("wave_attention_numba._step_*.nbi"))
 
 
 @functools.cache

@@ -137,7 +137,7 @@ def add_rows(weights, which, rows, n, total, stored):
 
 @jit()
 def highest(values):
-    """The largest of a contiguous float32 array; -inf of none. NaN are not seen."""
+    """The largest of a contiguous float32 array; -inf of none. NaN may be seen or not."""
     whole = len(values) // LANES * LANES
     found = _highest(address(values), whole) if whole else np.float32(-np.inf)
     for i in range(whole, len(values)):

@@ -1,4 +1,4 @@
-"""`wave_attention` compiled for CPUs: six passes, all in place, nothing allocated per step.
+"""`wave_attention` compiled for CPUs: six passes, all in place, little allocated per step.
 
 The reference says what is computed. Here every segment is read where it lies, through a table of
 addresses; K and V rows are never copied, and value rows are read only where a weight counts. Where
@@ -45,6 +45,7 @@ from .wave_words_numba import (
     COARSE_ZONE,
     END,
     EXACT,
+    FAILED,
     FINE_LOGIT,
     FINE_MASS,
     FINE_SHARE,
@@ -148,7 +149,10 @@ def _by_pass(w, kind, stored, kept):
             continue
         while load_at(done) < before:
             wait(1, w[GIVE_WAY])
-        _do(w, kind, stored, kept, number, task - before)
+        try:
+            _do(w, kind, stored, kept, number, task - before)
+        except Exception:  # Others wait for what is done.
+            w[FAILED] = 1
         add_at(done, ONE)
         task = add_at(taken, ONE)
 
@@ -189,10 +193,15 @@ def _step_of(kind: torch.dtype, stored: torch.dtype, kept: torch.dtype) -> Task:
     def step(words: int, member: int) -> None:
         w = carray(pointer(words), WORDS, np.int64)
         if w[BY_HEAD]:
-            _by_head(w, centroids, rows, steady)
+            try:
+                _by_head(w, centroids, rows, steady)
+            except Exception:
+                w[FAILED] = 1
         else:
             _by_pass(w, centroids, rows, steady)
 
+    # Each is kept in files of its own.
+    step.__qualname__ = "_step_" + "_".join(str(dtype)[6:] for dtype in (kind, stored, kept))
     return step
 
 
@@ -202,7 +211,10 @@ def _run(work: _Work, step: Task, threads: int, fetch: Fetch | None) -> None:
     def run(first: int, stop: int) -> None:
         work.words[BEGIN : END + 1] = first, stop
         together_compiled(threads, step, work.address)
+        if work.words[FAILED]:
+            raise MemoryError("a step of wave attention has no room for its lists")
 
+    work.words[FAILED] = 0
     work.words[BY_HEAD] = fetch is None and int(work.words[KV_HEADS]) % threads == 0
     if fetch is None:
         run(FIRST, MERGE + 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,7 +45,7 @@ class Message:
     def __post_init__(self) -> None:
         """Raises UsageError: Python hands on anything."""
         if not isinstance(self.content, str):
-            raise UsageError(f"a message is {self.content!r}; give text")
+            raise UsageError(f"a message is {reprlib.repr(self.content)}; give text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, cast, get_args
@@ -260,7 +262,7 @@ def require_model(model: str | None) -> None:
 
 def require_predict(tokens: int) -> None:
     """Raises UsageError for what cannot be the length of an answer; -1: as many as fit."""
-    _require_number("max_new_tokens", tokens, Integral)
+    _number("max_new_tokens", tokens, whole=True)
     if tokens < -1:
         raise UsageError(f"--predict is {tokens}; give -1 (all that fit) or more")
     if tokens > MOST_TOKENS:
@@ -272,18 +274,20 @@ def _require_numbers(settings: WaveConfig | SamplingConfig | SessionConfig) -> N
     for one in fields(settings):
         wanted, _, optional = str(one.type).partition(" | ")
         value = getattr(settings, one.name)
-        if wanted in NUMBERS and not (optional and value is None):
-            _require_number(one.name, value, NUMBERS[wanted])
+        if wanted in ("int", "float") and not (optional and value is None):
+            number = _number(one.name, value, whole=wanted == "int")
+            object.__setattr__(settings, one.name, number)
 
 
-NUMBERS: dict[str, type] = {"int": Integral, "float": Real}
-"""What counts as a number, by its annotation."""
-
-
-def _require_number(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = "a whole number" if kind is Integral else "a number"
-        raise UsageError(f"{name} is {value!r}; give {wanted}")
+def _number(name: str, value: Any, *, whole: bool) -> int | float:
+    """What counts as a number in Python, of whatever library, as Python's own."""
+    kind: Any = Integral if whole else Real
+    with suppress(OverflowError):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            number = int(value) if whole else float(value)
+            return value if isinstance(value, int | float) else number
+    wanted = "a whole number" if whole else "a number"
+    raise UsageError(f"{name} is {reprlib.repr(value)}; give {wanted}")
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

@@ -7,9 +7,10 @@ through the template and never spells a special token. Knows no tensor.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 
 from .chat import ChatTemplate, Message
 from .errors import TokenizerError, UsageError
@@ -45,12 +46,12 @@ class Conversation:
         return replace(self, messages=(*self.messages, Message("user", question)))
 
 
-def file_names(files: str | Path | Iterable[str | Path]) -> tuple[str, ...]:
+def file_names(files: str | PathLike[str] | Iterable[str | PathLike[str]]) -> tuple[str, ...]:
     """Of one file or several; raises UsageError for what names none."""
-    one_or_more = [files] if isinstance(files, str | Path) else files
+    one_or_more = [files] if isinstance(files, str | PathLike) else files
     names = list(one_or_more) if isinstance(one_or_more, Iterable) else [None]
-    if not all(isinstance(name, str | Path) for name in names):
-        raise UsageError(f"files is {files!r}; give a path, or several")
+    if not all(isinstance(name, str | PathLike) for name in names):
+        raise UsageError(f"files is {reprlib.repr(files)}; give a path, or several")
     return tuple(map(str, names))
 
 

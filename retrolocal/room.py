@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import torch
 
@@ -175,6 +176,6 @@ class Room:
 def size_in_bytes(name: str, given: int | str) -> int:
     """`--ram` or `--vram` as Python has it; raises UsageError."""
     try:
-        return given if isinstance(given, int) else size(given)
+        return int(given) if isinstance(given, int | Integral) else size(given)
     except (ValueError, AttributeError):
         raise UsageError(f"{name} is {given!r}; give bytes, or a size such as '4G'") from None

@@ -248,6 +248,8 @@ def figures(session: Session, reply: Reply) -> list[str]:
         f"({rate:,.0f} tokens/s) | reply {reply.generated_tokens:,} tokens in "
         f"{reply.generate_seconds:.2f} s ({reply.decode_tokens_per_second:.1f} tokens/s)"
     ]
+    if reply.stop_reason == "length":
+        lines[0] += ", cut off: the limit of tokens was reached (-n)"
     held = f"{cache.kind} cache: {cache.tokens:,} tokens, {cache.bytes / (1 << 20):,.1f} MiB"
     if cache.kind == "wave":
         held += (

@@ -62,7 +62,9 @@ def hub_name(name: str, revision: str | None = None) -> HubName:
         )
     model, at, tagged = name.partition("@")
     if not _HUB_ID.fullmatch(model) or (at and not tagged):
-        raise ModelError(f"{name!r} is neither a folder nor a Hub id; write org/name[@revision]")
+        raise ModelError(
+            f"{name!r} is neither a folder nor a Hub id; write org/name[@revision] or builtin"
+        )
     if revision and tagged and revision != tagged:
         raise UsageError(f"{name} and --revision {revision} contradict each other; give one")
     chosen = revision or tagged or None

@@ -27,7 +27,7 @@ _BLOCK_BYTES = 1 << 20
 _MAX_SPOOLED_BYTES = 4 << 30
 
 _KINDS = (
-    (stat.S_ISDIR, "is a folder; give a file"),
+    (stat.S_ISDIR, "is a folder; give a file, or the folder to retrolocal ingest"),
     (stat.S_ISFIFO, "is a pipe; give a file, or - to read standard input"),
     (stat.S_ISSOCK, "is a socket; give a file"),
     (stat.S_ISCHR, "is a device; give a file, or - to read standard input"),

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def test_logits_refuses(session: Session) -> None:
         ({"prompt": "x", "max_new_tokens": 1.5}, "max_new_tokens is 1.5; give a whole number"),
         ({"prompt": "x", "temperature": "hot"}, "temperature is 'hot'; give a number"),
         ({"prompt": "x", "temperature": True}, "temperature is True; give a number"),
+        ({"prompt": "x", "temperature": 10**400}, r"temperature is 1000*\.\.\.0*; give a number"),
+        ({"prompt": bytes(1000)}, r"a message is .{,60}; give text"),
     ],
 )
 def test_what_is_no_text_file_or_number_is_said(
@@ -211,8 +214,9 @@ def test_settings_that_are_no_numbers_are_said(given: dict[str, Any], said: str)
 
 
 def test_numbers_of_other_libraries_are_numbers(session: Session) -> None:
-    numbers = {"max_new_tokens": np.int64(2), "temperature": np.float32(0)}
+    numbers = {"max_new_tokens": np.int64(2), "temperature": Fraction(1, 2)}
     assert session.generate("x", **numbers)
+    assert load(ram=np.int64(8 << 30)).config.ram == 8 << 30
 
 
 def test_stopping_keeps_the_part_of_the_answer(session: Session) -> None:

@@ -46,7 +46,8 @@ def test_missing(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == f"{tmp_path} is a folder; give a file"
+    said = f"{tmp_path} is a folder; give a file, or the folder to retrolocal ingest"
+    assert refusal(tmp_path) == said
 
 
 def test_pipe_does_not_wait_for_a_writer(tmp_path: Path) -> None:
