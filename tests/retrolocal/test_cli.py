@@ -53,7 +53,7 @@ def test_plain_answer_and_figures(tiny_model: Path, book: Path) -> None:
     assert len(done.stdout.strip()) > 3
     lines = done.stderr.splitlines()
     assert lines[-2].startswith("load ")
-    assert "tokens/s" in lines[-2]
+    assert lines[-2].endswith("tokens/s), cut off: the limit of tokens was reached (-n)")
     assert lines[-1].startswith("wave cache: ")
     assert "clusters" in lines[-1]
 
