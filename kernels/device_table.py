@@ -18,6 +18,8 @@ from .wave_attention import Selection
 COLUMNS: Final = SegmentTable.COLUMNS + 1
 """Those of `SegmentTable`, then the clusters of all segments before."""
 SEGMENTS, GROUPS, SINGLES, CLUSTERS, DESCENDED, SHARP_DESCENDED, WANTED, SHARP_WANTED = range(8)
+FLAT_DESCENDED, FLAT_WANTED = 8, 9
+LIMITS = 10
 """Columns of `limits`."""
 LEAST = (16, 64, 64, 1024)
 """Capacities that are never undercut, so that a short context does not move often."""
@@ -47,11 +49,15 @@ def limits(segments: SegmentTable, selection: Selection) -> list[int]:
 
     # Groups taken because attention is sharp come on top of those taken anyway.
     sharp = max(groups(selection.descend), groups(selection.sharp_descend))
-    wanted = min(selection.most, max(math.ceil(selection.tokens * totals.tokens), selection.least))
+    flat = max(groups(selection.descend), groups(selection.flat_descend))
+    wanted, more = (
+        int(min(selection.most, max(math.ceil(share * totals.tokens), selection.least)))
+        for share in (selection.tokens, max(selection.tokens, selection.flat_tokens))
+    )
     most = max(math.ceil(selection.sharp_tokens * totals.tokens), 2 * selection.least)
     return [
         *(len(segments), totals.groups, totals.singles, totals.clusters),
-        *(groups(selection.descend), sharp, int(wanted), max(int(wanted), most)),
+        *(groups(selection.descend), sharp, wanted, most, flat, more),
     ]
 
 
@@ -63,7 +69,7 @@ class DeviceTable:
         self._shown: tuple[int, Selection] | None = None
         self.capacity = Capacity(0, 0, 0, 0)
         self.rows = torch.zeros(0, COLUMNS, dtype=torch.int64, device=device)
-        self.limits = torch.zeros(8, dtype=torch.int64, device=device)
+        self.limits = torch.zeros(LIMITS, dtype=torch.int64, device=device)
 
     def show(self, segments: SegmentTable, selection: Selection) -> None:
         """Makes the tensors say what the host's table does."""

@@ -58,6 +58,13 @@ class Selection:
     sharp_tokens: float = 0.0
     """... and this share of the tokens retrieved (twice `least` if that is more), whatever mass
     is left to estimation."""
+    flat: float = 0.0
+    """Where a group's logits vary by less than this, no token counts for much and each for
+    something: ..."""
+    flat_descend: float = 0.0
+    """... this share of the groups is descended into (`descend` if that is more), ..."""
+    flat_tokens: float = 0.0
+    """... and this share of the tokens retrieved (`tokens` if that is more), up to `most`."""
     tokens: float
     """Share of the clustered tokens to retrieve, at most."""
     least: int = 0
@@ -249,18 +256,19 @@ def _head(
     group = _groups(segments, head)
     held = fine.sizes > 0
     singles, two_level = (group < 0) & held, selection.descend < 1
-    wanted = int(
-        min(selection.most, max(math.ceil(selection.tokens * fine.tokens), selection.least))
-    )
+    descend, tokens = selection.descend, selection.tokens
+    variance = _variance(q, segments, head) if two_level and selection.second_order else 0.0
+    if two_level and variance < selection.flat:
+        descend = max(descend, selection.flat_descend)
+        tokens = max(tokens, selection.flat_tokens)
+    wanted = int(min(selection.most, max(math.ceil(tokens * fine.tokens), selection.least)))
 
     descended, epsilon = torch.ones_like(coarse.sizes, dtype=torch.bool), selection.epsilon
     if two_level:
         z = _lse(coarse.log_mass, fine.log_mass[:, singles], steady[1][:, None])
         ranks = torch.exp(coarse.log_mass - z).sum(0)
         least = selection.least_groups
-        descended = _best_groups(ranks, coarse.sizes, selection.descend, least)
-        spread = torch.cat([segment.coarse.spreads[head].float() for segment in segments]).mean()
-        variance = float(q.square().sum(1).mean() * spread) if selection.second_order else 0.0
+        descended = _best_groups(ranks, coarse.sizes, descend, least)
         sure = selection.sure if variance >= selection.frozen else selection.calm
         if float(ranks[~descended].sum(**floats)) < sure * queries:
             epsilon = 0.0
@@ -327,6 +335,12 @@ def _head(
         retrieved_tokens=torch.tensor([k.shape[0]]),
         bytes=read,
     )
+
+
+def _variance(q: Tensor, segments: Sequence[Segment], head: int) -> float:
+    """Of a group's logits, on the mean over groups and queries."""
+    spread = torch.cat([segment.coarse.spreads[head].float() for segment in segments]).mean()
+    return float(q.square().sum(1).mean() * spread)
 
 
 def _best_groups(ranks: Tensor, sizes: Tensor, share: float, least: int) -> Tensor:

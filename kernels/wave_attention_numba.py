@@ -295,6 +295,9 @@ class _Work:
             NEGLIGIBLE_VALUES,
             selection.frozen,
             selection.calm,
+            selection.flat,
+            selection.flat_descend,
+            selection.flat_tokens,
         )
 
     def __getitem__(self, name: int) -> NDArray[Any]:
@@ -400,7 +403,7 @@ def _reserve(work: _Work, totals: Totals, heads: int, kv_heads: int, dim: int, t
         (Q_STEP, np.float32, 1, heads),
         (NORMS, np.float32, 1, heads),
         (STEADY_LSE, np.float32, 1, heads),
-        (RULES, np.float64, 1, 15),
+        (RULES, np.float64, 1, 18),
         (FOUND, np.int64, kv_heads, 7),
         (Z, np.float32, kv_heads, group),
         (BUCKET_TOKENS, np.int64, kv_heads, BUCKETS),

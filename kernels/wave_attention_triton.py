@@ -228,8 +228,9 @@ class Scratch:
         descend_kernel[(heads,)](
             table.limits, self._group_rank, self._group_info, self._group_taken, self._chosen,
             self._variances, self._hist, self._state, float(selection.sure),
-            float(selection.frozen), float(selection.calm), groups, segments,
-            G=sizes["G"], TWO_LEVEL=two_level, SURE=doubted,
+            float(selection.frozen), float(selection.calm), float(selection.flat), groups,
+            segments, G=sizes["G"], TWO_LEVEL=two_level, SURE=doubted,
+            FLAT=two_level and selection.flat > 0,
             WHOLE=selection.whole and two_level, BLOCK=CHOICE,
         )  # fmt: skip
         self.score_candidates(q, table, first, selection, scale)

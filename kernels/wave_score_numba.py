@@ -33,6 +33,9 @@ from .wave_words_numba import (
     FINE_MASS,
     FINE_SHARE,
     FINE_TOP,
+    FLAT,
+    FLAT_DESCEND,
+    FLAT_TOKENS,
     FLOOR,
     FOUND,
     FROZEN,
@@ -242,13 +245,18 @@ def _descend(w, h, wanted, everything):
     weigh(masses, groups, shares, tops, z)
     add_masses(f4(w, SINGLE_MASS)[h * count : (h + 1) * count], w[SINGLES], z)
     rank(shares, groups, tops, z, ranks)
-    most = np.int64(max(np.ceil(rules[DESCEND] * groups), rules[LEAST_GROUPS]))
+    share, variance = rules[DESCEND], _variance(w, h)
+    if variance < rules[FLAT]:
+        share = max(share, rules[FLAT_DESCEND])
+        flat = min(rules[MOST], np.ceil(rules[FLAT_TOKENS] * everything))
+        wanted = max(wanted, np.int64(flat))
+    most = np.int64(max(np.ceil(share * groups), rules[LEAST_GROUPS]))
     reached = select(w, h, ranks, sizes, groups, 0.0, everything, most, NONE, 0.0, zones, RETRIEVED)
     left = 0.0
     for m in range(groups):
         if zones[m] == DROPPED:
             left += ranks[m]
-    sure = rules[SURE] if _variance(w, h) >= rules[FROZEN] else rules[CALM]
+    sure = rules[SURE] if variance >= rules[FROZEN] else rules[CALM]
     found[5] = left < sure * count
     if found[5]:
         more = max(np.ceil(rules[SHARP_DESCEND] * groups), np.float64(most))

@@ -66,11 +66,13 @@ def descend_kernel(
     sure,
     frozen,
     calm,
+    flat,
     mcap,
     scap,
     G: tl.constexpr,
     TWO_LEVEL: tl.constexpr,
     SURE: tl.constexpr,
+    FLAT: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -86,7 +88,17 @@ def descend_kernel(
     own = state + h * STATE_WORDS
     if TWO_LEVEL:
         numbers, tokens, masses = _descending(hist + h * 6 * _BUCKETS)
-        bucket, rest = _cut(numbers, tl.load(limits + 4))
+        few, variance = tl.load(limits + 4), tl.zeros([BLOCK], tl.float32)
+        if SURE or FLAT:
+            segments = tl.load(limits)
+            for start in range(0, segments, BLOCK):
+                s = start + lanes
+                variance += tl.load(variances + h * scap + s, mask=s < segments, other=0)
+        varied = tl.sum(variance, 0)
+        if FLAT:
+            if varied < flat * groups:
+                few, wanted = tl.load(limits + 8), tl.load(limits + 9)
+        bucket, rest = _cut(numbers, few)
         if SURE or WHOLE:
             edge, mass, held = groups * 0, groups * 0, groups * 0
             for start in range(0, groups, BLOCK):
@@ -102,15 +114,10 @@ def descend_kernel(
                 edge += tl.sum(at)
             if SURE:
                 left = (tl.max(masses) - mass).to(tl.float32) / ONE
-                variance = tl.zeros([BLOCK], tl.float32)
-                segments = tl.load(limits)
-                for start in range(0, segments, BLOCK):
-                    s = start + lanes
-                    variance += tl.load(variances + h * scap + s, mask=s < segments, other=0)
-                least = tl.where(tl.sum(variance, 0) >= frozen * groups, sure, calm)
+                least = tl.where(varied >= frozen * groups, sure, calm)
                 if left < least * G:
-                    wanted, believed = tl.load(limits + 7), believed * 0
-                    bucket, rest = _cut(numbers, tl.load(limits + 5))
+                    wanted, believed = tl.maximum(wanted, tl.load(limits + 7)), believed * 0
+                    bucket, rest = _cut(numbers, tl.maximum(few, tl.load(limits + 5)))
             if WHOLE:
                 if singles + held < wanted:
                     bucket, rest = _cut(tokens, wanted - singles)

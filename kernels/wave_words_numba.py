@@ -49,7 +49,7 @@ Q = np.int64(27)  # float32 [Hq, D], the scale in it
 NORMS = np.int64(30)  # float32 [1, Hq]: squares of their lengths
 STEADY_LSE = np.int64(33)  # float32 [1, Hq]
 LOGS = np.int64(36)  # float32 [1, n]: log of 0 ... n - 1
-RULES = np.int64(39)  # float64 [1, 15]: DESCEND ... below
+RULES = np.int64(39)  # float64 [1, 18]: DESCEND ... below
 COARSE_MASS = np.int64(42)  # float32 [H * G, groups]: log masses
 COARSE_RANK = np.int64(45)  # float32 [H, groups]
 COARSE_SIZE = np.int64(48)  # int32 [H, groups]: tokens
@@ -106,7 +106,7 @@ WORDS = 174
 DESCEND, SURE, SHARE_TOKENS, SHARP_TOKENS = np.arange(4)
 SHARE_CLUSTERS, EPSILON, SHARE_ESTIMATED, SEEN_SUMS = np.arange(4, 8)
 LEAST_GROUPS, MOST, SCALE, SHARP_DESCEND = np.arange(8, 12)
-SEEN_VALUES, FROZEN, CALM = np.arange(12, 15)
+SEEN_VALUES, FROZEN, CALM, FLAT, FLAT_DESCEND, FLAT_TOKENS = np.arange(12, 18)
 # Columns of TABLE.
 FINE, COARSE = np.int64(0), np.int64(4)  # centroids, value sums, scales, spreads
 STARTS, OFFSETS, MEAN, BLOCKS = np.arange(8, 12)

@@ -34,7 +34,9 @@ MOST_TOKENS = 1 << 31
 """No model has more positions."""
 
 
-SHARES = ("descend", "cap", "sharp_descend", "sharp_cap", "prefill_descend", "prefill_cap")
+SHARES = tuple(
+    f"{what}{name}" for what in ("", "sharp_", "flat_", "prefill_") for name in ("descend", "cap")
+)
 """Settings of WaveConfig that are shares, above 0 and up to 1."""
 
 
@@ -87,6 +89,13 @@ class WaveConfig:
     sharp_cap: float = 0.03
     """... and this share of the tokens retrieved (twice `least` if that is more; 4 % where there
     are more groups than that), whatever mass is believed to be left."""
+    flat: float = 6.0
+    """Attention is flat where that variance is less than this: means are all that is left of most
+    clusters, whatever is retrieved, so ..."""
+    flat_descend: float = 0.25
+    """... this share of the groups is looked into ..."""
+    flat_cap: float = 0.035
+    """... and at most this share of the tokens retrieved."""
     prefill_descend: float = 0.06
     """Wave prefill: share of the groups that a block of queries looks into ..."""
     prefill_cap: float = 0.01
@@ -127,10 +136,11 @@ class WaveConfig:
             0.0 <= self.epsilon < 1.0
             and 0.0 <= self.sure < 1.0
             and 0.0 <= self.calm < 1.0
-            and min(self.floor, self.least, self.frozen) >= 0
+            and min(self.floor, self.least, self.frozen, self.flat) >= 0
         ):
             raise UsageError(
-                "epsilon, sure and calm must be 0 up to below 1; floor, least, frozen not negative"
+                "epsilon, sure and calm must be 0 up to below 1; floor, least, frozen and flat not "
+                "negative"
             )
         if not 0.0 <= self.outlier_fraction < 1.0:
             raise UsageError(f"outlier_fraction is {self.outlier_fraction}; give 0 up to below 1")

@@ -77,7 +77,7 @@ def taken_by_loop(
     ranked = 0.0
     for place, i in enumerate(order):
         ends_bucket = place == 0 or bucket_of(ranks[order[place - 1]]) != bucket_of(ranks[i])
-        if ends_bucket and number >= floor and mass - ranked < epsilon:
+        if ends_bucket and number >= floor and 0 < epsilon > mass - ranked:
             break
         if held + sizes[i] > tokens or number + 1 > clusters:
             break
@@ -419,6 +419,44 @@ def test_groups_left_out_are_not_believed_where_attention_is_sharp(
     assert limit / 3 < min(retrieved(1.0, 0.01)) <= max(retrieved(1.0, 0.01)) <= limit
 
 
+def variances_of(step: Any) -> torch.Tensor:
+    """Of a group's logits, on the mean over groups and queries: two that differ, [2]."""
+    spreads = torch.cat([s.coarse.spreads.float() for s in step.segments], dim=1).mean(1)
+    norms = (step.q.float() * step.scale).square().sum(1).view(len(spreads), -1).mean(1)
+    variances = norms * spreads
+    assert variances[0] != variances[1]
+    return variances
+
+
+@KERNELS
+def test_more_is_read_where_attention_is_flat(
+    make_step: Callable[..., Any], kernel: Kernel
+) -> None:
+    """Below `flat`, for each KV head; up to `most` tokens."""
+    step = make_step(4, [300, 57], gain=0.7)
+    few = Selection(descend=0.1, tokens=0.05)
+    more = replace(few, descend=0.9, tokens=0.3)
+    flat = replace(few, flat_descend=0.9, flat_tokens=0.3)
+    variances = variances_of(step)
+
+    def read(selection: Selection) -> list[tuple[int, list[float]]]:
+        answer = step.answer(kernel, selection)
+        tokens, outs = answer.retrieved_tokens.tolist(), answer.out.view(len(variances), -1)
+        return list(zip(tokens, outs.tolist(), strict=True))
+
+    one, two = read(few), read(more)
+    assert all(a != b for a, b in zip(one, two, strict=True))
+    between = float(variances.mean())
+    expected = [
+        (two if variance < between else one)[head]
+        for head, variance in enumerate(variances.tolist())
+    ]
+    assert read(replace(flat, flat=between)) == expected
+    assert read(replace(flat, flat=0.0)) == one
+    assert read(replace(flat, flat=1e9)) == two
+    assert read(replace(flat, flat=1e9, most=40)) == read(replace(more, most=40))
+
+
 @KERNELS
 @pytest.mark.parametrize("sure", [1e-30, 1.0])
 def test_what_may_be_left_out_depends_on_how_much_logits_vary(
@@ -427,10 +465,7 @@ def test_what_may_be_left_out_depends_on_how_much_logits_vary(
     """`sure` from `frozen` on, `calm` below, for each KV head."""
     step = make_step(4, [300, 57], gain=0.7)
     few = Selection(descend=0.1, tokens=0.05, sharp_tokens=1.0)
-    spreads = torch.cat([s.coarse.spreads.float() for s in step.segments], dim=1).mean(1)
-    norms = (step.q.float() * step.scale).square().sum(1).view(len(spreads), -1).mean(1)
-    variances = norms * spreads
-    assert variances[0] != variances[1]
+    variances = variances_of(step)
 
     def retrieved(selection: Selection) -> list[int]:
         return step.answer(kernel, selection).retrieved_tokens.tolist()

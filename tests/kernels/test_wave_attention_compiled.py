@@ -57,6 +57,12 @@ SELECTIONS = {
     "auto, sharp": replace(AUTO, sure=0.3, sharp_tokens=0.3, floor=0),
     "auto, sharp, some groups": replace(AUTO, sure=0.3, sharp_descend=0.5, sharp_tokens=0.3),
     "auto, sharp or calm": replace(AUTO, sure=0.3, sharp_tokens=0.3, frozen=0.5, calm=0.05),
+    "auto, flat": replace(AUTO, flat=1e9, flat_descend=0.6, flat_tokens=0.3, epsilon=0.0),
+    "auto, flat, up to most": replace(AUTO, flat=1e9, flat_tokens=0.5, most=70),
+    "auto, not flat": replace(AUTO, flat=1e-9, flat_descend=1.0, flat_tokens=1.0),
+    "auto, sharp and flat": replace(
+        AUTO, sure=0.3, calm=0.3, frozen=1e9, sharp_tokens=0.3, flat=1e9, flat_tokens=0.5
+    ),
     "auto, at least": replace(AUTO, tokens=0.01, least=100, least_groups=7),
     "auto, much": replace(AUTO, tokens=1.0, epsilon=0.05),
     "auto, one level": replace(AUTO, descend=1.0, floor=0),

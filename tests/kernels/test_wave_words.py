@@ -27,6 +27,9 @@ def test_every_array_has_three_words_of_its_own() -> None:
         "SHARP_DESCEND",
         "FROZEN",
         "CALM",
+        "FLAT",
+        "FLAT_DESCEND",
+        "FLAT_TOKENS",
     }
     zones = {"DROPPED", "RETRIEVED", "ESTIMATED"}
     places = {

@@ -91,6 +91,7 @@ def test_a_query_adapts_by_default() -> None:
     assert (chosen.tokens, chosen.least) == (0.05, 9)
     assert (chosen.floor, chosen.epsilon) == (7, 0.01)
     assert (chosen.sure, chosen.sharp_tokens) == (0.02, 0.1)
+    assert (chosen.flat, chosen.flat_descend, chosen.flat_tokens) == (6.0, 0.25, 0.035)
     assert chosen.second_order
     assert not chosen.whole
     assert chosen.clusters == math.inf
