@@ -12,6 +12,7 @@ from .amounts import size
 from .errors import ModelError
 from .hub import cached, hub_name
 from .hub.name import BUILTIN
+from .library import Library
 from .memory import machine_bytes
 from .recommended import Recommendation, that_fit
 
@@ -27,11 +28,20 @@ class DefaultModel:
     note: str
 
 
-def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
-    """The best recommended model that is in the Hub's cache and fits, else the built-in one.
+def default_model(*, gpu_bytes: int | None = None, corpus: str | None = None) -> DefaultModel:
+    """The one that read `corpus`, if the library knows it, else the best recommended model that is
+    in the Hub's cache and fits, else the built-in one.
 
-    `gpu_bytes` is the memory of the GPU that will hold the weights; None without one.
+    `gpu_bytes` is the memory of the GPU that will hold the weights; None without one. Raises
+    LibraryError for a library that cannot be read.
     """
+    read_by = None if corpus is None else _reader_of(corpus)
+    if read_by is not None:
+        return DefaultModel(
+            read_by,
+            f"no model was chosen: using {read_by}, which {corpus} was read with (-m chooses "
+            "another)",
+        )
     for one in fitting(gpu_bytes=gpu_bytes):
         if is_here(one):
             return DefaultModel(
@@ -49,6 +59,11 @@ def default_model(*, gpu_bytes: int | None = None) -> DefaultModel:
             f"; `retrolocal pull {better.model}`, {size(better.weight_bytes)}, fits this machine"
         )
     return DefaultModel(BUILTIN, f"{note})")
+
+
+def _reader_of(corpus: str) -> str | None:
+    named = Library().catalogue().named(corpus)
+    return next((one.model for one in named if one.kind == "corpus" and one.model), None)
 
 
 def fitting(

@@ -60,6 +60,8 @@ class Keeping:
     checked: bool = False
     """Whether every byte of what is found is checked, however long that takes: what is damaged is
     read again."""
+    model: str | None = None
+    """What users call the model; kept with what is read."""
     tell: Callable[[str], None] = lambda line: None
     """Takes remarks, one line each."""
 
@@ -73,6 +75,7 @@ class Shelf:
         self._made, self._wanted = made, made.wanted
         self._entries: dict[tuple[FileId, ...], Entry] = {}
         self._checked = keeping.checked
+        self._facts = {} if keeping.model is None else {"model": keeping.model}
         self._distrusted: set[tuple[FileId, ...]] = set()
         """Texts of which something was found damaged when it was touched."""
 
@@ -327,6 +330,7 @@ class Shelf:
                 corpus=corpus,
                 prefix=known,
                 expected_bytes=expected_bytes,
+                facts=self._facts,
             )
         except LibraryError as error:
             self._failed(error)

@@ -33,6 +33,7 @@ from ..device import device_name, device_note, gpu_bytes
 from ..errors import DocumentError
 from ..fetching import bring
 from ..generate import Progress
+from ..hub import lasting_name
 from ..ingest import Document, given_once, read_documents
 from ..ingest.source import STDIN, printable
 from ..kernels.compiled import unkept_note
@@ -61,18 +62,23 @@ def ingest(arguments: argparse.Namespace, config: SessionConfig) -> int:
     if corpus is not None:
         require_corpus_name(corpus)
     documents = _documents(arguments, library, report)
-    keeping = Keeping(
-        library=library, corpus=corpus, required=True, checked=True, tell=report.remark
-    )
     model = arguments.model
     if model is None:
-        chosen = default_model(gpu_bytes=gpu_bytes(config))
+        chosen = default_model(gpu_bytes=gpu_bytes(config), corpus=corpus)
         model = chosen.model
         report.remark(chosen.note)
     for said in (device_note(config), index_note(config)):
         if said is not None:
             report.remark(said)
     bring(model, config, report, documents)
+    keeping = Keeping(
+        library=library,
+        corpus=corpus,
+        required=True,
+        checked=True,
+        model=lasting_name(model, config.revision),
+        tell=report.remark,
+    )
     with ExitStack() as stack:
         with left_promptly(lambda: _say_unread(report)):
             opened = Session.open(

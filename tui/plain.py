@@ -37,6 +37,7 @@ from ..device import device_note, gpu_bytes
 from ..errors import Interrupted, UsageError
 from ..fetching import bring
 from ..generate import Piece, Progress
+from ..hub import lasting_name
 from ..ingest import Document, given_once
 from ..kernels.compiled import unkept_note
 from ..library import Library
@@ -61,14 +62,19 @@ def chat(arguments: argparse.Namespace, config: SessionConfig, sampling: dict[st
     documents += _documents(arguments, library, screen)
     model = arguments.model
     if model is None:
-        chosen = default_model(gpu_bytes=gpu_bytes(config))
+        chosen = default_model(gpu_bytes=gpu_bytes(config), corpus=arguments.corpus)
         model = chosen.model
         screen.say(chosen.note)
     bring(model, config, Report(as_json=False, quiet=arguments.quiet), documents)
     with screen.progress() as progress:
         keeping = None
         if library is not None and documents:
-            keeping = Keeping(library=library, corpus=arguments.corpus, tell=screen.say)
+            keeping = Keeping(
+                library=library,
+                corpus=arguments.corpus,
+                model=lasting_name(model, config.revision),
+                tell=screen.say,
+            )
         session = Session.open(
             model,
             config,

@@ -113,7 +113,7 @@ class SessionEngine:
             settings.config,
             documents=documents,
             progress=progress,
-            keeping=self._keeping(),
+            keeping=self._keeping(name),
             notice=self._remark,
         )
         session.set_system(settings.system)
@@ -247,7 +247,9 @@ class SessionEngine:
         from ..hub import shadow_note
 
         if self._settings.model is None:
-            chosen = default_model(gpu_bytes=gpu_bytes(self._settings.config))
+            chosen = default_model(
+                gpu_bytes=gpu_bytes(self._settings.config), corpus=self._settings.corpus
+            )
             return chosen.model, (chosen.note,)
         note = shadow_note(self._settings.model)
         return self._settings.model, () if note is None else (note,)
@@ -306,14 +308,19 @@ class SessionEngine:
         if self._control is not None:
             self._control.emit(Remarked(line))
 
-    def _keeping(self) -> Keeping | None:
+    def _keeping(self, model: str) -> Keeping | None:
+        from ..hub import lasting_name
         from ..shelf import Keeping
 
         library = self._library()
         if library is None:
             return None
         return Keeping(
-            library=library, corpus=self._settings.corpus, grows=False, tell=self._remark
+            library=library,
+            corpus=self._settings.corpus,
+            grows=False,
+            model=lasting_name(model, self._settings.config.revision),
+            tell=self._remark,
         )
 
     def _read_files(self, paths: Sequence[str], control: Control) -> list[Document]:

@@ -19,7 +19,7 @@ from ..amounts import size
 from ..errors import UsageError
 from .cache import cache_folder, cached, is_offline
 from .download import DiskRoom, Download, Received, ask, disk_room, fetch, fetch_settings
-from .name import HubName, hub_name, local_folder, shadow_note
+from .name import HubName, hub_name, lasting_name, local_folder, shadow_note
 from .refusals import offline_error
 from .retries import retries_told
 
@@ -36,6 +36,7 @@ __all__ = [
     "fetch_settings",
     "hub_name",
     "is_offline",
+    "lasting_name",
     "local_folder",
     "locate_model",
     "missing_bytes",

@@ -73,6 +73,17 @@ def hub_name(name: str, revision: str | None = None) -> HubName:
     return HubName(model, chosen)
 
 
+def lasting_name(name: str, revision: str | None = None) -> str:
+    """What means the same model another day and from another folder.
+
+    Raises ModelError, and UsageError for two revisions.
+    """
+    if name == BUILTIN:
+        return name
+    folder = local_folder(name)
+    return str(hub_name(name, revision) if folder is None else folder.resolve())
+
+
 def shadow_note(name: str) -> str | None:
     """A line for a name that could have meant a model on the Hub and means a folder."""
     if not _means_hub(name) or not Path(name).is_dir():

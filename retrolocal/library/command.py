@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..amounts import size_text
@@ -118,12 +120,14 @@ def _list_lines(facts: Facts) -> list[str]:
     if not facts["entries"] and not facts["problems"]:
         return ["The library is empty. Read a document into it: retrolocal ingest FILE"]
     told = any(entry["unlike"] for entry in facts["entries"])
+    models = any(entry["model"] for entry in facts["entries"])
     rows = [
         (
             entry["name"],
             entry["kind"],
             _STATES[entry["state"]],
             *([entry["unlike"]] if told else []),
+            *([_short(entry["model"])] if models else []),
             f"{entry['tokens']:,}",
             size_text(entry["bytes"]),
             _moment(entry["last_used"]),
@@ -131,7 +135,11 @@ def _list_lines(facts: Facts) -> list[str]:
         )
         for entry in facts["entries"]
     ]
-    left = ("name", "kind", "state", *(["unlike others of its name"] if told else []))
+    left = (
+        *("name", "kind", "state"),
+        *(["unlike others of its name"] if told else []),
+        *(["model"] if models else []),
+    )
     names = (*left, "tokens", "size", "last used", "key")
     return [*(table(names, rows, left=len(left)) if rows else []), *facts["problems"]]
 
@@ -161,9 +169,15 @@ def _show_lines(facts: Facts) -> list[str]:
         {name: value for name, value in document.items() if name != "digest"}
         for document in facts["documents"]
     ]
-    shown = {k: v for k, v in facts.items() if k not in ("documents", "facts")}
+    apart = ("documents", "facts", "identity", "bytes")
+    shown = {k: v for k, v in facts.items() if k not in apart}
     shown |= {"size": size_text(facts["bytes"]), **times, **facts["facts"]}
-    return facts_and_table({**shown, "results": documents})
+    return [
+        *facts_and_table({**shown, "results": documents}),
+        "",
+        "what it was read with:",
+        *facts_and_table(facts["identity"]),
+    ]
 
 
 def _verify(library: Library, arguments: argparse.Namespace) -> Facts:
@@ -236,9 +250,15 @@ def _entry(library: Library, manifest: Manifest, written: str | None) -> Facts:
         "segments": len(manifest.segments),
         "documents": len(manifest.documents),
         "bytes": manifest.bytes,
+        "model": manifest.model,
         "created": manifest.created,
         "last_used": library.used_at(manifest),
     }
+
+
+def _short(model: str | None) -> str:
+    """Of a folder its name; nothing where an entry does not say."""
+    return "" if model is None else Path(model).name if os.path.isabs(model) else model
 
 
 def _moment(seconds: int) -> str:

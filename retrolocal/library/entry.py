@@ -71,7 +71,7 @@ class Entry(Closing):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was given to `Writer.finish`."""
+        """What was given to `Library.write`."""
         return self.manifest.facts
 
     @property

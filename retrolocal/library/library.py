@@ -10,14 +10,16 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DamagedError, IdentityError, LibraryError, LockedError, UsageError
 from ..paths import library_dir
+from . import canonical
 from .apart import apart
+from .canonical import Json
 from .catalogue import (
     Catalogue,
     FileId,
@@ -200,13 +202,15 @@ class Library:
         corpus: str | None = None,
         prefix: Prefix | None = None,
         expected_bytes: int = 0,
+        facts: Mapping[str, Json] = {},
     ) -> Writer:
         """Begins an entry of these documents: a corpus of that name, or else a document.
 
         The entry begins with the segments of `prefix`; `expected_bytes` are what is still to be
-        written, and are asked for before anything is done. Texts are stored at once. Raises
-        LockedError while another process writes, SpaceError, LibraryError, UsageError for a corpus
-        that cannot be called so, and ValueError for what has no place in a library.
+        written, and are asked for before anything is done. Texts are stored at once; `facts` are
+        kept with the entry. Raises LockedError while another process writes, SpaceError,
+        LibraryError, UsageError for a corpus that cannot be called so, and ValueError for what has
+        no place in a library.
         """
         if not 0 < len(documents) <= MAX_DOCUMENTS:
             raise ValueError(f"an entry has 1 to {MAX_DOCUMENTS:,} documents, not {len(documents)}")
@@ -232,6 +236,7 @@ class Library:
                 identity=identity,
                 documents=stored,
                 segments=() if prefix is None else tuple(s.file for s in prefix.segments),
+                facts=canonical.plain(facts),
             )
             catalogue = self.catalogue().all_readable()
             with saving(self._fs, name):

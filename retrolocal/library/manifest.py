@@ -95,6 +95,12 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def model(self) -> str | None:
+        """What the model was called that read the text; None where nothing fit to be shown says."""
+        model = self.facts.get("model")
+        return model if isinstance(model, str) and not _NO_NAME.search(model) else None
+
+    @property
     def root(self) -> str:
         return root_key(self.identity)
 

@@ -92,19 +92,16 @@ class Writer(Closing):
         token_ids: TokenIds,
         tensors: Mapping[str, Tensor],
         page_map: bytes = b"",
-        facts: Mapping[str, Json] = {},
     ) -> str:
         """Saves the rest and the page map, completes the entry and returns its key.
 
-        `token_ids` and `tensors` are those of the rest (possibly no tokens); `facts` are kept with
-        the entry. An earlier complete version of the entry is replaced, and what nothing else
-        needed is removed unless it is open. The library is free for others when it returns. Raises
-        as `append_segment`.
+        `token_ids` and `tensors` are those of the rest (possibly no tokens). An earlier complete
+        version of the entry is replaced, and what nothing else needed is removed unless it is open.
+        The library is free for others when it returns. Raises as `append_segment`.
         """
         tokens = self.tokens + len(token_ids)
         if len(page_map) > MAX_MAP_BYTES_PER_TOKEN * tokens:
             raise ValueError(f"a page map of {len(page_map):,} bytes for {tokens:,} tokens")
-        canonical.encode(facts)
         key = tail_key(self._parent, token_ids)
         with self._writing(self._manifest.name):
             tail = self._put("tail", key, token_ids, tensors, {})
@@ -113,7 +110,6 @@ class Writer(Closing):
                 state="complete",
                 tail=tail,
                 page_map=put_object(self._fs, page_map) if page_map else None,
-                facts=canonical.plain(facts),
             )
             self._commit(complete)
             with contextlib.suppress(OSError):

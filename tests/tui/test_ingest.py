@@ -269,6 +269,25 @@ def test_a_file_that_changed_is_said_to_be_there_twice(
     assert remarks([book], "my notes", tiny_model, capsys) == ["book.txt is there already"]
 
 
+def test_a_corpus_needs_its_model_named_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    book, more = tmp_path / "book.txt", tmp_path / "more.txt"
+    book.write_text("one")
+    more.write_text("two")
+    monkeypatch.chdir(tiny_model.parent)
+    assert main(["ingest", str(book), "--corpus", "notes", "-m", f"./{tiny_model.name}"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["ingest", str(more), "--corpus", "notes"],
+        ["chat", "--corpus", "notes", "-p", "x", "-n", "1"],
+    ):
+        assert main(words) == 0
+        assert f"using {tiny_model}, which notes was read with" in capsys.readouterr().err
+    assert [one.name for one in Library().find("notes").documents] == ["book.txt", "more.txt"]
+
+
 @pytest.mark.parametrize("removed", [True, False])
 def test_a_corpus_that_lost_a_part_is_read_again(
     removed: bool, tiny_model: Path, tmp_path: Path, capsys: Captured

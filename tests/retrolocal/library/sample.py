@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Book:
     name: str = "book.txt"
     corpus: str | None = None
     documents: tuple[DocumentText, ...] = field(default=())
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def texts(self) -> tuple[DocumentText, ...]:
@@ -92,7 +94,12 @@ class Book:
         with (
             library.longest_prefix(identity, self.ids) as prefix,
             library.write(
-                identity, self.texts, corpus=self.corpus, prefix=prefix, expected_bytes=1 << 20
+                identity,
+                self.texts,
+                corpus=self.corpus,
+                prefix=prefix,
+                expected_bytes=1 << 20,
+                facts={"positions": len(self.ids), **self.facts},
             ) as writer,
         ):
             for number in range(len(prefix.segments), self.segments):
@@ -101,9 +108,7 @@ class Book:
                 writer.append_segment(self.piece(number), self.tensors(number), {"number": number})
                 saved(writer.tokens)
             tail = self.segments
-            key = writer.finish(
-                self.piece(tail), self.tensors(tail), self.page_map, {"positions": len(self.ids)}
-            )
+            key = writer.finish(self.piece(tail), self.tensors(tail), self.page_map)
             saved(len(self.ids))
             return key
 
@@ -113,7 +118,7 @@ class Book:
     def assert_is(self, entry: Entry) -> None:
         """Every number, text and byte of the entry is the one that was given."""
         assert entry.tokens == len(self.ids)
-        assert entry.facts == {"positions": len(self.ids)}
+        assert entry.facts == {"positions": len(self.ids), **self.facts}
         assert bytes(entry.page_map) == self.page_map
         for number, segment in enumerate((*entry.segments(), entry.tail)):
             segment.check()

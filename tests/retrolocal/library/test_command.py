@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from retrolocal.cli import main
+from retrolocal.default_model import default_model
 from retrolocal.library import Library
 
 
@@ -60,7 +61,7 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(entries) == {"book.txt", "plays", "late.txt"}
     assert list(entries["plays"]) == [
         *("name", "key", "kind", "state", "tokens", "segments", "documents", "bytes"),
-        *("created", "last_used", "unlike"),
+        *("model", "created", "last_used", "unlike"),
     ]
     assert (entries["plays"]["kind"], entries["plays"]["tokens"]) == ("corpus", 167)
     assert (entries["late.txt"]["state"], entries["late.txt"]["tokens"]) == ("unfinished", 200)
@@ -68,6 +69,45 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     names = [name.strip() for name in lines[0].strip("|").split("|")]
     assert names == ["name", "kind", "state", "tokens", "size", "last used", "key"]
     assert any("plays" in line and "167" in line and "KiB" in line for line in lines)
+
+
+def test_the_model_that_read_an_entry_is_shown(
+    library: Library,
+    sample: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = {
+        "a.txt": "org/name@main",
+        "b.txt": "/home/reader/my-model",
+        "c.txt": 7,
+        "d.txt": "a\tb",
+    }
+    for name, model in models.items():
+        sample.Book(name=name, facts={"model": model}).ingest(library)
+    monkeypatch.setenv("RETROLOCAL_LIBRARY", str(library.path))
+    found = {entry["name"]: entry["model"] for entry in answer(capsys, "list")["entries"]}
+    assert found == {**models, "c.txt": None, "d.txt": None}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text(capsys, "list")]
+    model = rows[0].index("model")
+    assert {row[0]: row[model] for row in rows[2:]} == {
+        **{"a.txt": "org/name@main", "b.txt": "my-model"},
+        **{"c.txt": "", "d.txt": ""},
+    }
+    assert "model: /home/reader/my-model" in text(capsys, "show", "b.txt")
+
+
+def test_a_corpus_is_answered_by_the_model_that_read_it(shelf: Library, sample: ModuleType) -> None:
+    facts = {"model": "org/own"}
+    sample.Book(corpus="complete", facts=facts).ingest(shelf)
+    sample.Book(corpus="begun", segments=9, facts=facts).ingest(shelf, until=1)
+    sample.Book(name="a document", facts=facts).ingest(shelf)
+    for corpus in ("complete", "begun"):
+        chosen = default_model(corpus=corpus)
+        assert chosen.model == "org/own"
+        assert f"using org/own, which {corpus} was read with" in chosen.note
+    for corpus in ("plays", "a document", "nowhere"):
+        assert default_model(corpus=corpus) == default_model()
 
 
 def test_entries_of_one_name_are_told_apart(
@@ -117,7 +157,9 @@ def test_show(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer(capsys, "show", facts["key"][:9])["key"] == facts["key"]
     lines = text(capsys, "show", "book.txt")
     assert "tokens: 127" in lines
-    assert any(line.startswith("identity.rope.theta: ") for line in lines)
+    files = next(i for i, line in enumerate(lines) if line.startswith("| book.txt"))
+    assert lines[files + 2] == "what it was read with:"
+    assert any(line.startswith("rope.theta: ") for line in lines[files:])
 
 
 def test_verify(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
