@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from . import canonical
 from .canonical import Json
+from .identity import Difference
 from .manifest import Manifest
 
 DIGITS = 6
@@ -28,12 +29,20 @@ def apart(manifests: Sequence[Manifest], *, beside: Collection[str] = ()) -> lis
         for manifest in manifests
     ]
     names = list(dict.fromkeys(name for one in facts for name in one))
-    telling = [name for name in names if len({one[name] for one in facts if name in one}) > 1]
-    if "weights" in telling:
-        telling = [name for name in telling if name.partition(".")[0] not in OF_THE_MODEL]
+    differing = [name for name in names if len({one[name] for one in facts if name in one}) > 1]
+    if "weights" in differing:
+        differing = [name for name in differing if name.partition(".")[0] not in OF_THE_MODEL]
     return [
-        ", ".join(f"{_short(name)} {one[name]}" for name in telling if name in one) for one in facts
+        ", ".join(f"{_short(name)} {one[name]}" for name in differing if name in one)
+        for one in facts
     ]
+
+
+def telling(found: Sequence[Difference]) -> list[Difference]:
+    """Those of two identities that say something: not all that comes with other weights."""
+    if not any(one.part == "weights" for one in found):
+        return list(found)
+    return [one for one in found if one.part not in OF_THE_MODEL]
 
 
 def namesakes_apart(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -95,6 +95,11 @@ class Difference:
     saved: Json
     wanted: Json
 
+    @property
+    def part(self) -> str:
+        """The field of the identity itself: `rope`."""
+        return self.field.partition(".")[0]
+
     def __str__(self) -> str:
         return f"{self.field} (saved {_shown(self.saved)}, now {_shown(self.wanted)})"
 

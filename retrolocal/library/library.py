@@ -18,7 +18,7 @@ from typing import TypeVar
 from ..errors import DamagedError, IdentityError, LibraryError, LockedError, UsageError
 from ..paths import library_dir
 from . import canonical
-from .apart import apart
+from .apart import apart, telling
 from .canonical import Json
 from .catalogue import (
     Catalogue,
@@ -110,7 +110,7 @@ class Library:
             fitting = [m for m in called if wanted is None or not differences(m.identity, wanted)]
             if not fitting:
                 assert wanted is not None
-                raise IdentityError(_other_identity(name, called[0].identity, wanted))
+                raise IdentityError(_other_identity(name, called[0], wanted))
             _one_key(name, fitting)
             return self._open(fitting[0])
 
@@ -393,10 +393,13 @@ def _one_key(name: str, found: Sequence[Manifest], broken: Set[str] = frozenset(
     )
 
 
-def _other_identity(name: str, saved: Identity, wanted: Identity) -> str:
-    fields = ", ".join(map(str, differences(saved, wanted)))
+def _other_identity(name: str, saved: Manifest, wanted: Identity) -> str:
+    found, reader = telling(differences(saved.identity, wanted)), "other settings"
+    if saved.model and any(one.part == "weights" for one in found):
+        reader = f"another model, -m {shlex.quote(saved.model)}"
+    fields = ", ".join(map(str, found))
     return (
-        f"{name!r} was read with other settings: {fields}; go back to those, or ingest its files "
+        f"{name!r} was read with {reader}: {fields}; go back to those, or ingest its files "
         "with the new ones under another --corpus name, or under this one after: retrolocal "
         f"library rm {shlex.quote(name)}"
     )

@@ -233,6 +233,22 @@ def test_another_identity_is_refused_by_the_name_of_the_field(
     assert difference.field == field
 
 
+def test_of_another_model_it_is_said_which(library: Library, sample: ModuleType) -> None:
+    wanted = replace(
+        sample.IDENTITY,
+        weights={"model.safetensors": "2" * 64},
+        tokenizer="3" * 64,
+        dtype="float16",
+    )
+    sample.Book(corpus="shelf", facts={"model": "org/name"}).ingest(library)
+    with pytest.raises(IdentityError) as caught:
+        library.open("shelf", wanted)
+    said = str(caught.value)
+    assert said.startswith("'shelf' was read with another model, -m org/name: weights.model.safe")
+    assert "dtype (saved float32, now float16); go back" in said
+    assert "tokenizer" not in said
+
+
 def test_what_was_settled_when_it_was_read_wins(library: Library, sample: ModuleType) -> None:
     book = sample.Book()
     book.ingest(library)
