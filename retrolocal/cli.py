@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import gc
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -49,7 +51,8 @@ commands:
   bench      how fast: attention, decode, prefill, buffer, reopen, load, all
   eval       how faithful: attention, quant
   library    what has been read: list, show, verify, rm, gc, path
-  pull       fetch a model from the Hugging Face Hub; list, show, rm: those in its cache
+  pull       fetch a model from the Hugging Face Hub
+  list       models in its cache; show NAME and rm NAME: one of them
   config     every setting: its value, and whether a file, a variable or a flag gave it
   plan       what a model and a text take here, in memory and time, and what fits
   doctor     whether all is here that the program needs, and what to do
@@ -63,6 +66,13 @@ Read a document and ask about it:  retrolocal chat -f book.pdf
 
 MODEL_COMMANDS = {"pull": "pull", "list": "list", "ls": "list", "show": "show", "rm": "rm"}
 """What people type -> the command."""
+CALLED_ELSEWHERE = {
+    "run": "chat -m MODEL",
+    "ps": "library list",
+    "remove": "rm",
+    "download": "pull",
+}
+"""What other programs call a command -> what it is here."""
 AGAIN_SECONDS = 0.05
 """After which an interrupt that Python ignored comes again."""
 
@@ -185,7 +195,19 @@ def _run(words: list[str]) -> int:
         from .doctor import doctor
 
         return doctor(rest)
-    raise UsageError(f"there is no command {command!r}; see retrolocal --help")
+    raise UsageError(f"there is no command {command!r}; {_instead(command)}")
+
+
+def _instead(command: str) -> str:
+    """What may have been meant."""
+    if command.startswith("-"):
+        return "options come after one: retrolocal chat -m MODEL -f FILE"
+    if os.path.exists(command):
+        return f"to ask about a file: retrolocal chat -f {shlex.quote(command)}"
+    known = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
+    close = difflib.get_close_matches(command, [*known, *MODEL_COMMANDS], n=1)
+    meant = CALLED_ELSEWHERE.get(command) or (close[0] if close else None)
+    return "see retrolocal --help" if meant is None else f"did you mean retrolocal {meant}?"
 
 
 def _chat(words: list[str]) -> int:

@@ -34,6 +34,30 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("chatt", "did you mean retrolocal chat?"),
+        ("shwo", "did you mean retrolocal show?"),
+        ("run", "did you mean retrolocal chat -m MODEL?"),
+        ("-m", "options come after one: retrolocal chat -m MODEL -f FILE"),
+        ("my book.txt", "to ask about a file: retrolocal chat -f 'my book.txt'"),
+        ("xyzzy", "see retrolocal --help"),
+    ],
+)
+def test_what_is_no_command_is_told_what_may_have_been_meant(
+    word: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my book.txt").touch()
+    assert main([word, "more"]) == 2
+    assert capsys.readouterr().err == f"retrolocal: there is no command {word!r}; {hint}\n"
+
+
 def test_plain_answer_and_figures(tiny_model: Path, book: Path) -> None:
     done = run(
         "chat",
