@@ -16,12 +16,31 @@ from typing import NoReturn
 
 from .errors import UsageError
 
+KINDS = {"int": "whole number", "float": "number"}
+"""What argparse calls values -> what people call them."""
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError instead of printing and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        raise UsageError(f"{_reworded(message)}; see {self.prog} --help")
+
+
+def _reworded(message: str) -> str:
+    """What argparse says of a value, as the program says it of others."""
+    found = re.fullmatch(
+        r"argument (?P<names>\S+): invalid (?:choice: (?P<chosen>.+) \(choose from (?P<known>.+)\)"
+        r"|(?P<kind>.+) value: (?P<value>.+))",
+        message,
+        re.DOTALL,
+    )
+    if found is None:
+        return message
+    option = max(found["names"].split("/"), key=len)
+    if found["known"]:
+        return f"{option} is {found['chosen']}; give one of {found['known'].replace(chr(39), '')}"
+    return f"{option} is {found['value']}; give a {KINDS.get(found['kind'], found['kind'])}"
 
 
 def command_parser(prog: str, usage: str, description: str) -> Parser:

@@ -3,7 +3,8 @@
 A depth is reached by handing synthetic keys and values to the layer caches, which is much quicker
 than reading a text and leaves caches of the same shape and structure. Every repetition starts
 from the same caches and feeds the same random tokens. Before the first one, a step (or one batch
-of the prompt) is run that is not counted.
+of the prompt) is run that is not counted. Kinds of caches that fit into memory beside each other
+are timed in turn, repetition by repetition: a machine's moods are then fair to all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 from typing import Any, cast
@@ -32,7 +33,7 @@ from ..paths import spill_dir
 from ..wave.buffer.prefetch import THREADS as READERS
 from ..wave.cache import WaveCache
 from ..wave.tiers import Tiers
-from .model import TimedModel, find_model, open_decoder, require_room
+from .model import TimedModel, find_model, fit_beside, open_decoder, require_room
 from .options import SpeedOptions
 from .synthetic import AttentionData, structured_data
 
@@ -57,18 +58,21 @@ def run(options: SpeedOptions, progress: Progress) -> Result:
         torch.set_num_threads(options.session.threads)
     model = find_model(options, progress)
     require_room(model, options)
+    in_turn = fit_beside(model, options)
     decoder = open_decoder(model, options, progress)
     data = _synthetic(model, max(options.depths), options.seed, progress)
+    groups = [options.caches] if in_turn else [(kind,) for kind in options.caches]
     rows = [
         row
         for depth in options.depths
-        for kind in options.caches
-        for row in _at_depth(_Bench(model, decoder, options, progress), data, depth, kind)
+        for kinds in groups
+        for row in _at_depth(_Bench(model, decoder, options, progress), data, depth, kinds)
     ]
     return {
         "version": __version__,
         "weights": "random" if options.random_weights else "checkpoint",
         "repetitions": options.repetitions,
+        "in_turn": in_turn,
         "seed": options.seed,
         "results": rows,
     }
@@ -82,24 +86,52 @@ class _Bench:
     progress: Progress
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Caches of all layers with the depth in them, under the name that their rows have."""
+
+    name: str
+    caches: Sequence[AnyCache]
+    before: Callable[[], None] = lambda: None
+    """Called before each repetition."""
+
+
 def _at_depth(
-    bench: _Bench, data: AttentionData | None, depth: int, kind: str
+    bench: _Bench, data: AttentionData | None, depth: int, kinds: Sequence[str]
 ) -> list[dict[str, object]]:
-    """One row for each test with one kind of cache."""
+    """One row for each kind of cache and each test."""
+    with ExitStack() as stack:
+        contenders = [
+            contender
+            for kind in kinds
+            for contender in _contenders(bench, stack, data, depth, kind)
+        ]
+        tests = {test: _timed(bench, contenders, depth, test) for test in bench.options.tests}
+        return [
+            _row(bench.model, one.name, _name_of(test, depth), (*test, depth), timings[number])
+            for number, one in enumerate(contenders)
+            for test, timings in tests.items()
+        ]
+
+
+def _contenders(
+    bench: _Bench, stack: ExitStack, data: AttentionData | None, depth: int, kind: str
+) -> Iterator[Contender]:
+    """One kind of cache and, where a file is asked for too, the same from there."""
     session = replace(bench.options.session, cache=cast(CacheKind, kind))
     if depth:
         bench.progress(f"filling {kind} caches with {depth:,} tokens")
     caches = filled_caches(
         bench.model.config, session, data, depth, bench.model.dtype, bench.model.device
     )
-    rows = _timed(bench, caches, depth, kind)
+    yield Contender(kind, caches)
     if bench.options.in_file is None or kind != "wave" or depth == 0:
-        return rows
+        return
     for readers in (0, READERS):
-        with in_file(caches, bench.options.in_file, session, readers) as (moved, tiers):
-            name = f"{kind}, file, " + (f"{readers} readers" if readers else "nothing ahead")
-            rows += _timed(bench, moved, depth, name, before=tiers.drop)
-    return rows
+        filed = in_file(caches, bench.options.in_file, session, readers)
+        moved, tiers = stack.enter_context(filed)
+        name = f"{kind}, file, " + (f"{readers} readers" if readers else "nothing ahead")
+        yield Contender(name, moved, tiers.drop)
 
 
 @contextmanager
@@ -126,26 +158,19 @@ def in_file(
 
 
 def _timed(
-    bench: _Bench,
-    caches: Sequence[AnyCache],
-    depth: int,
-    kind: str,
-    before: Callable[[], None] = lambda: None,
-) -> list[dict[str, object]]:
-    """One row for each test; `before` is called before each repetition."""
-    rows = []
-    for prompt, generated in bench.options.tests:
-        test = (f"pp{prompt}" if prompt else f"tg{generated}") + (f" @ d{depth}" if depth else "")
+    bench: _Bench, contenders: Sequence[Contender], depth: int, test: tuple[int, int]
+) -> list[Timing]:
+    def report(name: str, number: int, speed: float) -> None:
+        of = f"{number}/{bench.options.repetitions}"
+        bench.progress(f"{_name_of(test, depth)}, {name}: {of}, {speed:.2f} tokens/s")
 
-        def report(number: int, speed: float, label: str = f"{test}, {kind}") -> None:
-            total = bench.options.repetitions
-            bench.progress(f"{label}: {number}/{total}, {speed:.2f} tokens/s")
+    return time_test(bench.decoder, contenders, depth, *test, bench.options, report)
 
-        timing = time_test(
-            bench.decoder, caches, depth, prompt, generated, bench.options, report, before
-        )
-        rows.append(_row(bench.model, kind, test, (prompt, generated, depth), timing))
-    return rows
+
+def _name_of(test: tuple[int, int], depth: int) -> str:
+    """As llama-bench has it: `tg128 @ d131072`."""
+    prompt, generated = test
+    return (f"pp{prompt}" if prompt else f"tg{generated}") + (f" @ d{depth}" if depth else "")
 
 
 def filled_caches(
@@ -182,44 +207,44 @@ def filled_caches(
 
 def time_test(
     decoder: Decoder,
-    caches: Sequence[AnyCache],
+    contenders: Sequence[Contender],
     depth: int,
     prompt: int,
     generated: int,
     options: SpeedOptions,
-    report: Callable[[int, float], None],
-    begin: Callable[[], None] = lambda: None,
-) -> Timing:
+    report: Callable[[str, int, float], None],
+) -> list[Timing]:
     """Reads `prompt` tokens, or generates `generated` when that is 0; the caches stay as they are.
 
-    `report(number, tokens per second)` is called after each repetition, `begin` before it.
+    The contenders take turns, repetition by repetition; `report(name, number, tokens per second)`
+    is called after each.
     """
     device = next(decoder.parameters()).device
     generator = torch.Generator().manual_seed(options.seed)
     count = prompt or generated
     ids = torch.randint(decoder.config.vocab_size, (count,), generator=generator).to(device)
-    before: list[Any] = [cache.snapshot() for cache in caches]
-    timing = Timing([], [])
+    timings = [Timing([], []) for _ in contenders]
 
-    def once(ids: Tensor) -> list[float]:
+    def once(caches: Sequence[AnyCache], ids: Tensor) -> list[float]:
+        marks: list[Any] = [cache.snapshot() for cache in caches]
         if prompt:
-            return [_read(decoder, caches, depth, ids, options.session.batch_size)]
-        return _generate(decoder, caches, depth, ids)
+            seconds = [_read(decoder, caches, depth, ids, options.session.batch_size)]
+        else:
+            seconds = _generate(decoder, caches, depth, ids)
+        for cache, mark in zip(caches, marks, strict=True):
+            cache.restore(mark)
+        return seconds
 
-    def go_back() -> None:
-        for cache, snapshot in zip(caches, before, strict=True):
-            cache.restore(snapshot)
-
-    once(ids[: options.session.batch_size if prompt else 1])
-    go_back()
+    for one in contenders:
+        once(one.caches, ids[: options.session.batch_size if prompt else 1])
     for number in range(1, options.repetitions + 1):
-        begin()
-        steps = once(ids)
-        go_back()
-        timing.seconds.append(sum(steps))
-        timing.steps.extend(steps if generated else [])
-        report(number, count / sum(steps))
-    return timing
+        for one, timing in zip(contenders, timings, strict=True):
+            one.before()
+            steps = once(one.caches, ids)
+            timing.seconds.append(sum(steps))
+            timing.steps.extend(steps if generated else [])
+            report(one.name, number, count / sum(steps))
+    return timings
 
 
 def _read(

@@ -19,7 +19,7 @@ from ..device import choose_dtype, open_device
 from ..errors import ConfigError, ContextError, ModelError
 from ..hub import resolve_model
 from ..measurement import Progress
-from ..memory import MemoryEstimate, estimate, require
+from ..memory import MemoryEstimate, available_bytes, estimate, require
 from ..models.config import ModelConfig, parse_config, read_config
 from ..models.decoder import Decoder
 from ..models.json_reader import read_json
@@ -92,6 +92,18 @@ def require_room(model: TimedModel, options: SpeedOptions) -> None:
         for kind in options.caches:
             needed = needed_memory(model, options, depth, new, wave=kind != "dense")
             require(needed, model=model.name, tokens=depth + new)
+
+
+def fit_beside(model: TimedModel, options: SpeedOptions) -> bool:
+    """Whether the caches of all kinds fit into memory at once, at the deepest test."""
+    if model.device.type != "cpu":
+        return len(options.caches) == 1
+    depth, new = max(options.depths), max(prompt + gen for prompt, gen in options.tests)
+    needed = [
+        needed_memory(model, options, depth, new, wave=kind != "dense") for kind in options.caches
+    ]
+    caches, most = sum(one.cache for one in needed), max(one.workspace for one in needed)
+    return model.weight_bytes + caches + most <= available_bytes()
 
 
 def needed_memory(

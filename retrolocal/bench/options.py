@@ -255,6 +255,8 @@ class SpeedOptions:
             )
         if self.random_weights:
             notes.append("the weights are random: speed is measured, not fidelity")
+        if len(self.caches) > 1:
+            notes.append("caches that fit into memory beside each other (in_turn) take turns")
         if set(self.caches) - {"dense"} and any(prompt for prompt, _ in self.tests):
             notes.append("reading a prompt includes the clustering of what it adds to a wave cache")
         return notes

@@ -121,6 +121,7 @@ def _list_lines(facts: Facts) -> list[str]:
         return ["The library is empty. Read a document into it: retrolocal ingest FILE"]
     told = any(entry["unlike"] for entry in facts["entries"])
     models = any(entry["model"] for entry in facts["entries"])
+    several = any(entry["documents"] > 1 for entry in facts["entries"])
     rows = [
         (
             entry["name"],
@@ -128,6 +129,7 @@ def _list_lines(facts: Facts) -> list[str]:
             _STATES[entry["state"]],
             *([entry["unlike"]] if told else []),
             *([_short(entry["model"])] if models else []),
+            *([f"{entry['documents']:,}"] if several else []),
             f"{entry['tokens']:,}",
             size_text(entry["bytes"]),
             _moment(entry["last_used"]),
@@ -140,7 +142,7 @@ def _list_lines(facts: Facts) -> list[str]:
         *(["unlike others of its name"] if told else []),
         *(["model"] if models else []),
     )
-    names = (*left, "tokens", "size", "last used", "key")
+    names = (*left, *(["files"] if several else []), "tokens", "size", "last used", "key")
     return [*(table(names, rows, left=len(left)) if rows else []), *facts["problems"]]
 
 

@@ -71,11 +71,11 @@ def test_what_is_read(words: list[str], name: str, value: object) -> None:
     ("words", "message"),
     [
         (["-n"], "-n needs a value"),
-        (["-n", "many"], "invalid int value: 'many'"),
+        (["-n", "many"], "is 'many'; give a whole number"),
         (["book.pdf"], "'book.pdf' is not an option"),
         (["--ignore-eos=1"], "takes no value"),
         (["--fil", "a"], "no option --fil; did you mean --file"),
-        (["--budget", "lots"], "invalid budget"),
+        (["--budget", "lots"], "--budget is 'lots'; give a budget "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -154,7 +154,7 @@ def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         (["-p", "q", "-f", "{tmp}/long.txt"], 1, "4,096"),
         (["-p", "q", "-sysf", "{tmp}/none"], 1, "none"),
         (["-p", "q", "-sys", "a", "-sysf", "b"], 2, "-sys and -sysf"),
-        (["-p", "q", "-n", "x"], 2, "invalid int value"),
+        (["-p", "q", "-n", "x"], 2, "--predict is 'x'; give a whole number"),
         (["-p", "q", "-ngl", "99"], 2, "no option -ngl"),
         (["-p", "q", "--temp", "-1"], 2, "--temp is -1.0"),
         (["-p", "q", "--top-p", "7"], 2, "--top-p is 7.0"),

@@ -356,7 +356,7 @@ def test_a_usual_model_does_not_hide_the_table(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--vram", "24Q"], "argument --vram: invalid size (such as 4G or 512M) value: '24Q'"),
+        (["--vram", "24Q"], "--vram is '24Q'; give a size (such as 4G or 512M)"),
         (["--vram", "0"], "--vram is 0; give a size above 0, such as 24G"),
     ],
 )

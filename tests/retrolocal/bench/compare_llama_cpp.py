@@ -143,7 +143,7 @@ def serve(options: argparse.Namespace) -> None:
     limit_spinning()
     import torch
 
-    from retrolocal.bench.decode import filled_caches, time_test
+    from retrolocal.bench.decode import Contender, filled_caches, time_test
     from retrolocal.bench.model import find_model, open_decoder
     from retrolocal.bench.options import SpeedOptions
     from retrolocal.bench.synthetic import structured_data
@@ -184,11 +184,12 @@ def serve(options: argparse.Namespace) -> None:
         if not sys.stdin.readline():
             sys.exit()
 
-    def report(_: int, tokens_per_second: float) -> None:
+    def report(name: str, number: int, tokens_per_second: float) -> None:
         answer(tokens_per_second)
 
     answer(sum(cache.statistics().bytes for cache in caches))
-    time_test(decoder, caches, options.depth, 0, options.n, speed, report, begin)
+    ours = Contender("ours", caches, begin)
+    time_test(decoder, [ours], options.depth, 0, options.n, speed, report)
 
 
 def answer(value: object) -> None:

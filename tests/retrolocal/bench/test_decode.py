@@ -14,7 +14,13 @@ import pytest
 import torch
 
 from retrolocal import memory
-from retrolocal.bench.decode import filled_caches, run, step_milliseconds, time_test
+from retrolocal.bench.decode import (
+    Contender,
+    filled_caches,
+    run,
+    step_milliseconds,
+    time_test,
+)
 from retrolocal.bench.model import find_model, random_decoder
 from retrolocal.bench.options import SpeedOptions
 from retrolocal.bench.synthetic import structured_data
@@ -154,16 +160,45 @@ def test_a_test_leaves_the_caches_as_they_were(architecture: Path) -> None:
     data = structured_data(
         tokens=1100, q_heads=4, kv_heads=2, head_dim=16, steps=1, dtype=torch.float32
     )
-    caches = filled_caches(model.config, SessionConfig(cache="wave"), data, 1100, model.dtype, CPU)
-    reports: list[int] = []
-    for prompt, generated in ((40, 0), (0, 3)):
-        timing = time_test(
-            decoder, caches, 1100, prompt, generated, options, lambda n, _: reports.append(n)
+    kinds: tuple[CacheKind, ...] = ("wave", "dense")
+    contenders = [
+        Contender(
+            kind,
+            filled_caches(model.config, SessionConfig(cache=kind), data, 1100, model.dtype, CPU),
         )
-        assert len(timing.seconds) == 2
-        assert len(timing.steps) == 2 * generated
-        assert [cache.tokens for cache in caches] == [1100, 1100]
-    assert reports == [1, 2, 1, 2]
+        for kind in kinds
+    ]
+    reports: list[tuple[str, int]] = []
+    for prompt, generated in ((40, 0), (0, 3)):
+        timings = time_test(
+            *(decoder, contenders, 1100, prompt, generated, options),
+            lambda name, number, _: reports.append((name, number)),
+        )
+        for one, timing in zip(contenders, timings, strict=True):
+            assert len(timing.seconds) == 2
+            assert len(timing.steps) == 2 * generated
+            assert [cache.tokens for cache in one.caches] == [1100, 1100]
+    assert reports == [("wave", 1), ("dense", 1), ("wave", 2), ("dense", 2)] * 2
+
+
+@pytest.mark.parametrize(("free", "order"), [(1 << 40, "wdwd"), (0, "wwdd")])
+def test_caches_take_turns_where_both_fit(
+    free: int, order: str, architecture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrolocal.bench.model.available_bytes", lambda: free)
+    options = SpeedOptions(
+        model=str(architecture),
+        random_weights=True,
+        n_gen=(2,),
+        repetitions=2,
+        caches=("wave", "dense"),
+    )
+    lines: list[str] = []
+    found = run(options, lines.append)
+    assert found["in_turn"] == (order == "wdwd")
+    timed = [line.partition(", ")[2][0] for line in lines if "tokens/s" in line]
+    assert "".join(timed) == order
+    assert [row["cache"] for row in found["results"]] == ["wave", "dense"]
 
 
 def test_random_weights_are_the_same_for_the_same_seed(architecture: Path) -> None:

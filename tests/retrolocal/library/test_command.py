@@ -53,7 +53,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, code: int = 1) -> s
     return captured.err
 
 
-def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(shelf: Library, sample: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     facts = answer(capsys, "list")
     assert facts["path"] == str(shelf.path)
     assert facts["problems"] == []
@@ -65,9 +65,13 @@ def test_list(shelf: Library, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert (entries["plays"]["kind"], entries["plays"]["tokens"]) == ("corpus", 167)
     assert (entries["late.txt"]["state"], entries["late.txt"]["tokens"]) == ("unfinished", 200)
+    texts = tuple(sample.document(name, name) for name in ("one.txt", "two.txt"))
+    sample.Book(corpus="both", documents=texts).ingest(shelf)
     lines = text(capsys, "list")
     names = [name.strip() for name in lines[0].strip("|").split("|")]
-    assert names == ["name", "kind", "state", "tokens", "size", "last used", "key"]
+    assert names == ["name", "kind", "state", "files", "tokens", "size", "last used", "key"]
+    files = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in lines[2:]}
+    assert files == {"book.txt": "1", "plays": "1", "late.txt": "1", "both": "2"}
     assert any("plays" in line and "167" in line and "KiB" in line for line in lines)
 
 
