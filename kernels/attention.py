@@ -14,8 +14,10 @@ import math
 import torch
 from torch import Tensor
 
+from . import widened
 from .compiled import one_token
 from .merge import merge
+from .widened import widens_attention
 
 KEY_BLOCK = 4096
 """Keys that the reference looks at at once; bounds its scores to [H, M, KEY_BLOCK]."""
@@ -35,6 +37,8 @@ def partial_attention(
     """
     if 0 in (q.shape[1], k.shape[1]):
         return partial_attention_reference(q, k, v, scale=scale, causal=causal)
+    if widens_attention(q):
+        return widened.partial_attention(q, k, v, scale=scale, causal=causal)
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q[None], k[None], v[None], 0.0, causal, scale=scale

@@ -2,7 +2,8 @@
 
 `linears` chooses. PyTorch multiplies, but for one row in 16 bits on a CPU, which is a decode step:
 that should take as long as reading the matrix does, and PyTorch's library takes several times as
-long (PERFORMANCE.md). Knows no model.
+long (PERFORMANCE.md); and many rows, which are a prompt, it may have to be given in float32
+(`widened`). Knows no model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import widened
 from .compiled import compiled
 
 SMALLEST = 1 << 20
@@ -33,6 +35,8 @@ def linears(x: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list
         from .linear_numba import linears_numba
 
         return linears_numba(x, matrices)
+    if widened.widens(x):
+        return [widened.linear(x, weight, bias) for weight, bias in matrices]
     return linears_reference(x, matrices)
 
 

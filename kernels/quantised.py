@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from . import linear as plain
 
 Bits = Literal[4, 8]
 
@@ -120,7 +121,7 @@ def linear(x: Tensor, matrix: QuantisedMatrix, bias: Tensor | None = None) -> Te
         out = x.new_empty(x.shape[0], rows)
         for blocks in _pieces(rows, columns, UNPACKED_BYTES):
             part = slice(blocks.start * BLOCK_ROWS, blocks.stop * BLOCK_ROWS)
-            out[:, part] = F.linear(x, unpacked(matrix, blocks).to(x.dtype))
+            out[:, part] = plain.linear(x, unpacked(matrix, blocks).to(x.dtype))
     return out if bias is None else out.add_(bias)
 
 

@@ -23,6 +23,7 @@ from .gather import Fetch, cluster_rows
 from .merge import merge
 from .segment import Level, Segment, SegmentTable, ranges
 from .wave_attention import log_mass
+from .widened import widens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +163,14 @@ def _block(
     scaled = q.float() * scale
     norms = scaled.square().sum(dim=1) if rules.second_order else scaled.new_zeros(len(scaled))
     z = lse.float().clone()
-    coarse = _products(scaled, index.groups.keys, q.dtype)
+    coarse = _products(scaled, index.groups.keys, q)
     _log_masses(coarse, norms, index.group_sizes.log(), index.groups.spreads, z)
     ranks = torch.exp(coarse - z[:, None]).sum(0)
     count = math.ceil(rules.descend * len(ranks))
     descended = torch.topk(ranks, count).indices.sort().values
     inside, level = index.inside(descended), index.clusters
     sizes = index.sizes[inside]
-    near, z = _products(scaled, level.keys[inside], q.dtype), lse.float().clone()
+    near, z = _products(scaled, level.keys[inside], q), lse.float().clone()
     _log_masses(near, norms, sizes.log(), level.spreads[inside], z)
     coarse[:, descended] = -math.inf
     z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
@@ -180,15 +181,22 @@ def _block(
     near[:, chosen] = 0
     _shares(coarse, z)
     mass = near.sum(1, keepdim=True) + coarse.sum(1, keepdim=True)
-    estimate = near.bfloat16() @ level.values[inside]
-    estimate += coarse.bfloat16() @ index.groups.values
+    estimate = _weighted(near, level.values[inside], q)
+    estimate += _weighted(coarse, index.groups.values, q)
     rest = estimate / mass.clamp(min=torch.finfo().tiny), (mass.log() + z[:, None])[:, 0]
     return merge((exact[0], exact_lse[0]), rest)
 
 
-def _products(queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """Queries [R, D] times keys [n, D] as float32, multiplied in `dtype`, as the model does."""
-    return (queries.to(dtype) @ keys.to(dtype).T).float()
+def _products(queries: Tensor, keys: Tensor, q: Tensor) -> Tensor:
+    """Queries [R, D] times keys [n, D] as float32, multiplied in q's dtype, as the model does."""
+    if widens(q):
+        return queries @ keys.T
+    return (queries.to(q.dtype) @ keys.to(q.dtype).T).float()
+
+
+def _weighted(shares: Tensor, values: Tensor, q: Tensor) -> Tensor:
+    """Shares [R, n] times values [n, D], bfloat16."""
+    return shares @ values.float() if widens(q) else shares.bfloat16() @ values
 
 
 def _log_masses(
