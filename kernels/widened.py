@@ -20,9 +20,9 @@ FEWEST_ROWS = 64
 FEWEST_QUERIES = 256
 """... and queries from which on keys and values are."""
 ROWS = 2048
-"""Rows that are multiplied at once."""
+"""Rows that are multiplied at once, at most."""
 NUMBERS = 1 << 22
-"""Of a matrix, widened at once."""
+"""Of a matrix, widened at once, and of products; of rows twice as many (64 MiB together)."""
 KEYS = 16_384
 """Keys that are attended at once."""
 
@@ -30,7 +30,7 @@ KEYS = 16_384
 @functools.cache
 def instructions() -> frozenset[str]:
     """What this CPU can, by PyTorch's names; empty where that is not known or it is no x86."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("architecture") != "x86_64":
         return frozenset()
     return frozenset(name for name, there in known.items() if there is True)
@@ -62,15 +62,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `kernels.linear.linear`."""
     rows, columns = weight.shape
     out = x.new_empty(x.shape[0], rows)
-    step = max(1, NUMBERS // max(1, columns))
+    height = max(1, min(ROWS, 2 * NUMBERS // max(1, columns)))
+    step = max(1, NUMBERS // max(1, columns, min(height, x.shape[0])))
     scratch = torch.empty(min(step, rows), columns)
-    for top in range(0, x.shape[0], ROWS):
-        part = x[top : top + ROWS].float()
+    for top in range(0, x.shape[0], height):
+        part = x[top : top + height].float()
         for first in range(0, rows, step):
             some = slice(first, min(first + step, rows))
             wide = scratch[: some.stop - first].copy_(weight[some]).T
             product = part @ wide
-            out[top : top + ROWS, some] = product if bias is None else product.add_(bias[some])
+            out[top : top + height, some] = product if bias is None else product.add_(bias[some])
     return out
 
 

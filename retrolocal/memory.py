@@ -34,6 +34,8 @@ COMPILING_BYTES = 300_000_000
 HOLES = 120_000_000
 """Chunk after chunk leaves the heap with holes, where what is in use for a moment was before: as
 large in the end, but no larger than about this."""
+WIDENED_BYTES = 64 << 20
+"""Of rows, matrices and products in float32, at most (`kernels/widened.py`)."""
 TOLD_BYTES = 80
 """Of a token of a text, while the passages that an answer was read from are looked for."""
 INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
@@ -124,10 +126,11 @@ def chunk_bytes(
 ) -> int:
     """Bytes at the peak of reading a chunk of a text, beside weights and caches.
 
-    The activations of one layer, a segment that is being clustered, and the keys and values of the
-    chunk as they came, where the store rounds them, in case its reading is interrupted. A segment
-    is complete with the chunk behind it where both are as long, and that may be a short one. Beyond
-    it the length of the text is no part of it: exact attention looks at segments in turn.
+    The activations of one layer, of 16 bits what a CPU may widen of them and of the layer's
+    matrices, a segment that is being clustered, and the keys and values of the chunk as they came,
+    where the store rounds them, in case its reading is interrupted. A segment is complete with the
+    chunk behind it where both are as long, and that may be a short one. Beyond it the length of the
+    text is no part of it: exact attention looks at segments in turn.
     """
     inner = config.intermediate_size
     if config.experts is not None:
@@ -145,7 +148,8 @@ def chunk_bytes(
             originals = whole * config.kv_heads * 2 * config.head_dim * element_bytes
         clustering = clustering_bytes(config, wave.segment_tokens)
         taken = max(taken, beside * (per_token * element_bytes + originals) + clustering)
-    return taken + config.vocab_size * 8
+    wide = min(tokens, chunk_tokens) * (config.hidden_size + inner) + config.hidden_size * inner
+    return taken + min(WIDENED_BYTES, 4 * wide) * (element_bytes == 2) + config.vocab_size * 8
 
 
 def clustering_bytes(config: ModelConfig, tokens: int) -> int:
