@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = x.new_empty(x.shape[0], rows)
     height = max(1, min(ROWS, 2 * NUMBERS // max(1, columns)))
     step = max(1, NUMBERS // max(1, columns, min(height, x.shape[0])))
-    scratch = torch.empty(min(step, rows), columns)
+    scratch = x.new_empty(min(step, rows), columns, dtype=torch.float32)
     for top in range(0, x.shape[0], height):
         part = x[top : top + height].float()
         for first in range(0, rows, step):
@@ -72,6 +72,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             wide = scratch[: some.stop - first].copy_(weight[some]).T
             product = part @ wide
             out[top : top + height, some] = product if bias is None else product.add_(bias[some])
+            # What follows is made before the names are bound anew.
+            del product
+        del part
     return out
 
 

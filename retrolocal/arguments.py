@@ -31,7 +31,7 @@ def _reworded(message: str) -> str:
     """What argparse says of a value, as the program says it of others."""
     found = re.fullmatch(
         r"argument (?P<names>\S+): invalid (?:choice: (?P<chosen>.+) \(choose from (?P<known>.+)\)"
-        r"|(?P<kind>.+) value: (?P<value>.+))",
+        r"|(?P<kind>.+?) value: (?P<value>.+))",
         message,
         re.DOTALL,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .amounts import size
 from .errors import ModelError
-from .hub import cached, hub_name
+from .hub import cached, hub_name, local_folder
 from .hub.name import BUILTIN
 from .library import Library
 from .memory import machine_bytes
@@ -33,10 +33,15 @@ def default_model(*, gpu_bytes: int | None = None, corpus: str | None = None) ->
     in the Hub's cache and fits, else the built-in one.
 
     `gpu_bytes` is the memory of the GPU that will hold the weights; None without one. Raises
-    LibraryError for a library that cannot be read.
+    LibraryError for a library that cannot be read, and ModelError where that reader is gone.
     """
     read_by = None if corpus is None else _reader_of(corpus)
     if read_by is not None:
+        if not _is_here(read_by):
+            raise ModelError(
+                f"{corpus} was read with {read_by}, which is not here any more; bring it back, or "
+                "choose another with -m"
+            )
         return DefaultModel(
             read_by,
             f"no model was chosen: using {read_by}, which {corpus} was read with (-m chooses "
@@ -66,6 +71,13 @@ def _reader_of(corpus: str) -> str | None:
     return next((one.model for one in named if one.kind == "corpus" and one.model), None)
 
 
+def _is_here(name: str) -> bool:
+    try:
+        return local_folder(name) is not None or cached(hub_name(name)) is not None
+    except ModelError:
+        return False
+
+
 def fitting(
     *, memory_bytes: int | None = None, gpu_bytes: int | None = None
 ) -> list[Recommendation]:
@@ -84,7 +96,4 @@ def fitting(
 
 def is_here(one: Recommendation) -> bool:
     """Whether all of it is in the Hub's cache."""
-    try:
-        return cached(hub_name(one.model)) is not None
-    except ModelError:
-        return False
+    return _is_here(f"{one.model}@main")

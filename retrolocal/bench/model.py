@@ -103,6 +103,9 @@ def fit_beside(model: TimedModel, options: SpeedOptions) -> bool:
         needed_memory(model, options, depth, new, wave=kind != "dense") for kind in options.caches
     ]
     caches, most = sum(one.cache for one in needed), max(one.workspace for one in needed)
+    if options.in_file is not None:
+        # Behind a file there is a block cache, of each of the two ways to read ahead.
+        caches += int(2 * options.in_file / 100 * max(one.cache for one in needed))
     return model.weight_bytes + caches + most <= available_bytes()
 
 

@@ -74,7 +74,8 @@ def hub_name(name: str, revision: str | None = None) -> HubName:
 
 
 def lasting_name(name: str, revision: str | None = None) -> str:
-    """What means the same model another day and from another folder.
+    """What means the same model another day and from another folder (unless that has a folder of
+    the name of a Hub id).
 
     Raises ModelError, and UsageError for two revisions.
     """

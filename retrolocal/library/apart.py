@@ -40,7 +40,7 @@ def apart(manifests: Sequence[Manifest], *, beside: Collection[str] = ()) -> lis
 
 def telling(found: Sequence[Difference]) -> list[Difference]:
     """Those of two identities that say something: not all that comes with other weights."""
-    if not any(one.part == "weights" for one in found):
+    if not any(one.of_models for one in found):
         return list(found)
     return [one for one in found if one.part not in OF_THE_MODEL]
 

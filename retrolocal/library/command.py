@@ -173,7 +173,8 @@ def _show_lines(facts: Facts) -> list[str]:
     ]
     apart = ("documents", "facts", "identity", "bytes")
     shown = {k: v for k, v in facts.items() if k not in apart}
-    shown |= {"size": size_text(facts["bytes"]), **times, **facts["facts"]}
+    others = {name: value for name, value in facts["facts"].items() if name != "model"}
+    shown |= {"size": size_text(facts["bytes"]), **times, **others}
     return [
         *facts_and_table({**shown, "results": documents}),
         "",

@@ -100,6 +100,11 @@ class Difference:
         """The field of the identity itself: `rope`."""
         return self.field.partition(".")[0]
 
+    @property
+    def of_models(self) -> bool:
+        """Whether they are of two models, not of one held in fewer bits."""
+        return self.part == "weights" and self.field != "weights.quant"
+
     def __str__(self) -> str:
         return f"{self.field} (saved {_shown(self.saved)}, now {_shown(self.wanted)})"
 

@@ -395,7 +395,7 @@ def _one_key(name: str, found: Sequence[Manifest], broken: Set[str] = frozenset(
 
 def _other_identity(name: str, saved: Manifest, wanted: Identity) -> str:
     found, reader = telling(differences(saved.identity, wanted)), "other settings"
-    if saved.model and any(one.part == "weights" for one in found):
+    if saved.model and any(one.of_models for one in found):
         reader = f"another model, -m {shlex.quote(saved.model)}"
     fields = ", ".join(map(str, found))
     return (

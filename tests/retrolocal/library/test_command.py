@@ -14,6 +14,7 @@ import pytest
 
 from retrolocal.cli import main
 from retrolocal.default_model import default_model
+from retrolocal.errors import ModelError
 from retrolocal.library import Library
 
 
@@ -99,19 +100,28 @@ def test_the_model_that_read_an_entry_is_shown(
         **{"c.txt": "", "d.txt": ""},
     }
     assert "model: /home/reader/my-model" in text(capsys, "show", "b.txt")
+    assert "a\tb" not in "\n".join(text(capsys, "show", "d.txt"))
 
 
-def test_a_corpus_is_answered_by_the_model_that_read_it(shelf: Library, sample: ModuleType) -> None:
-    facts = {"model": "org/own"}
+def test_a_corpus_is_answered_by_the_model_that_read_it(
+    shelf: Library, sample: ModuleType, tiny_model: Path
+) -> None:
+    own = str(tiny_model)
+    facts = {"model": own}
     sample.Book(corpus="complete", facts=facts).ingest(shelf)
     sample.Book(corpus="begun", segments=9, facts=facts).ingest(shelf, until=1)
     sample.Book(name="a document", facts=facts).ingest(shelf)
     for corpus in ("complete", "begun"):
         chosen = default_model(corpus=corpus)
-        assert chosen.model == "org/own"
-        assert f"using org/own, which {corpus} was read with" in chosen.note
+        assert chosen.model == own
+        assert f"using {own}, which {corpus} was read with" in chosen.note
     for corpus in ("plays", "a document", "nowhere"):
         assert default_model(corpus=corpus) == default_model()
+    for gone in ("org/own", f"{own}/gone"):
+        sample.Book(corpus="lost", facts={"model": gone}).ingest(shelf)
+        with pytest.raises(ModelError, match=f"lost was read with {gone}, which is not here any m"):
+            default_model(corpus="lost")
+        shelf.remove("lost")
 
 
 def test_entries_of_one_name_are_told_apart(

@@ -247,6 +247,16 @@ def test_of_another_model_it_is_said_which(library: Library, sample: ModuleType)
     assert said.startswith("'shelf' was read with another model, -m org/name: weights.model.safe")
     assert "dtype (saved float32, now float16); go back" in said
     assert "tokenizer" not in said
+    quantised = replace(
+        sample.IDENTITY,
+        weights={"model.safetensors": "0" * 64, "quant": "int8"},
+        rope=sample.IDENTITY.rope | {"theta": 1.0},
+    )
+    with pytest.raises(IdentityError) as caught:
+        library.open("shelf", quantised)
+    said = str(caught.value)
+    assert said.startswith("'shelf' was read with other settings: weights.quant (saved null, now i")
+    assert "rope.theta (saved 10000.0, now 1.0)" in said
 
 
 def test_what_was_settled_when_it_was_read_wins(library: Library, sample: ModuleType) -> None:
