@@ -37,7 +37,8 @@ def _reworded(message: str) -> str:
     )
     if found is None:
         return message
-    option = max(found["names"].split("/"), key=len)
+    names = found["names"].split("/")
+    option = next((name for name in names if name.startswith("--")), names[0])
     if found["known"]:
         return f"{option} is {found['chosen']}; give one of {found['known'].replace(chr(39), '')}"
     return f"{option} is {found['value']}; give a {KINDS.get(found['kind'], found['kind'])}"

@@ -93,7 +93,15 @@ def test_the_true_mass_is_that_of_the_tokens_attended() -> None:
     """With nothing retrieved it is the steady zone's, whatever the step believes."""
     one = data()
     config = replace(
-        CONFIG, cap=1e-9, least=0, least_groups=0, sure=0.0, calm=0.0, floor=0, outlier_fraction=0.0
+        CONFIG,
+        cap=1e-9,
+        least=0,
+        least_groups=0,
+        sure=0.0,
+        calm=0.0,
+        flat=0.0,
+        floor=0,
+        outlier_fraction=0.0,
     )
     index, steady = build_index(one.k, one.v, config)
     measured = compare(one.q, one.k, one.v, config, index=index, steady=steady)

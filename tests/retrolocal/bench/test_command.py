@@ -171,9 +171,10 @@ def test_what_is_compared_is_said_first(ran: list[Any], capsys: pytest.CaptureFi
     )
     assert "with an auto cache at depth 0" in SpeedOptions(model="builtin", n_gen=(1,)).compares
     notes = [line for line in lines if line.startswith("note: ")]
-    assert lines[1:4] == notes
+    assert lines[1:5] == notes
     assert "synthetic keys and values" in notes[0]
     assert "random: speed is measured, not fidelity" in notes[1]
+    assert "take turns" in notes[2]
 
 
 @pytest.mark.parametrize(
