@@ -35,7 +35,9 @@ HOLES = 120_000_000
 """Chunk after chunk leaves the heap with holes, where what is in use for a moment was before: as
 large in the end, but no larger than about this."""
 WIDENED_BYTES = 64 << 20
-"""Of rows, matrices and products in float32, at most (`kernels/widened.py`)."""
+"""Of rows, matrices and products in float32, at most (`kernels/widened.py`) ..."""
+WIDENED_ROWS = 2048
+"""... and so many rows."""
 TOLD_BYTES = 80
 """Of a token of a text, while the passages that an answer was read from are looked for."""
 INDEX_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
@@ -148,7 +150,8 @@ def chunk_bytes(
             originals = whole * config.kv_heads * 2 * config.head_dim * element_bytes
         clustering = clustering_bytes(config, wave.segment_tokens)
         taken = max(taken, beside * (per_token * element_bytes + originals) + clustering)
-    wide = min(tokens, chunk_tokens) * (config.hidden_size + inner) + config.hidden_size * inner
+    rows = min(tokens, chunk_tokens, WIDENED_ROWS)
+    wide = rows * (config.hidden_size + inner) + config.hidden_size * inner
     return taken + min(WIDENED_BYTES, 4 * wide) * (element_bytes == 2) + config.vocab_size * 8
 
 
