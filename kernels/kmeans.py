@@ -2,13 +2,15 @@
 
 All are deterministic for a device and a number of threads: ties go to the lowest cluster, sums are
 taken in the order of the tokens. `assign` and `cluster_sums` choose between the reference and, on
-a GPU, `kmeans_triton`.
+a GPU, `kmeans_triton`; on a CPU the largest products are found by compiled code.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .compiled import compiled
 
 BLOCK = 1024
 """Tokens that are compared with all centroids at once on a CPU."""
@@ -27,11 +29,18 @@ def assign_reference(keys: Tensor, centroids: Tensor) -> Tensor:
     """See `assign`. Block by block: the products are looked at while they are in a CPU's cache."""
 
     def of_head(rows: Tensor, centres: Tensor) -> Tensor:
-        return torch.cat(
-            [torch.argmax(block @ centres.T, dim=1) for block in torch.split(rows, BLOCK)]
-        )
+        return torch.cat([_largest(block @ centres.T) for block in torch.split(rows, BLOCK)])
 
     return torch.stack([of_head(k, c) for k, c in zip(keys, centroids, strict=True)])
+
+
+def _largest(products: Tensor) -> Tensor:
+    """The column of the largest of each row. [N, C] -> int64 [N]."""
+    if products.device.type == "cpu" and products.dtype == torch.float32 and compiled():
+        from .kmeans_numba import first_highest
+
+        return first_highest(products)
+    return torch.argmax(products, dim=1)
 
 
 def cluster_sums(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:

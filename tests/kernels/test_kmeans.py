@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from retrolocal.kernels.kmeans import BLOCK, assign, cluster_sizes, cluster_sums
@@ -41,3 +44,16 @@ def test_sums_are_the_same_every_time() -> None:
     labels = torch.randint(0, 300, (2, 5000), generator=generator)
     first = cluster_sums(rows, labels, 300)
     assert all(torch.equal(first, cluster_sums(rows, labels, 300)) for _ in range(5))
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 200])
+def test_the_first_of_the_largest_products_is_taken(columns: int) -> None:
+    """Few different numbers, so that there are equals in one part and in several."""
+    pytest.importorskip("numba")
+    from retrolocal.kernels.kmeans_numba import first_highest
+
+    generator = torch.Generator().manual_seed(columns)
+    products = torch.randint(-3, 2, (300, columns), generator=generator).float()
+    products[7] = -math.inf
+    expected = [row.index(max(row)) for row in products.tolist()]
+    assert first_highest(products).tolist() == expected
