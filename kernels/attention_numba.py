@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .jit_numba import add_at, exp, jit, pointer, put, to_float
 from .team import together_compiled
-from .tiles_numba import add_rows, dots
+from .tiles_numba import add_rows, dots, highest
 
 TILE = 64
 """Keys whose scores are held at once."""
@@ -74,18 +74,16 @@ def _head(w, words, h, queries):
 @jit()
 def _weigh(scores, n, g, top, mass, total):
     """Scores of n keys become weights relative to e^top[g], as mass[g] and total then are."""
-    highest = top[g]
-    for t in range(n):
-        highest = max(highest, scores[t])
-    shrink, added = exp(top[g] - highest), np.float32(0.0)
+    most = max(top[g], highest(scores[:n]))
+    shrink, added = exp(top[g] - most), np.float32(0.0)
     for t in range(n, TILE):
         scores[t] = np.float32(-np.inf)
     for t in range(TILE):
-        scores[t] = exp(scores[t] - highest)
+        scores[t] = exp(scores[t] - most)
         added += scores[t]
     for d in range(len(total)):
         total[d] *= shrink
-    top[g], mass[g] = highest, mass[g] * shrink + added
+    top[g], mass[g] = most, mass[g] * shrink + added
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
