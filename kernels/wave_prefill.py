@@ -10,6 +10,7 @@ reference, whose elementwise part is compiled for CPUs, and `wave_prefill_triton
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ class HeadIndex:
         means = [s.mean_key[head] for s in segments]
         self.group_sizes = torch.cat([s.group_sizes(head) for s in segments]).float()
         self.groups = _Level(coarse, means, self.group_sizes, head)
-        ends = [0, *torch.tensor([s.tokens for s in segments]).cumsum(0).tolist()]
-        starts = [s.starts[head].long() + at for s, at in zip(segments, ends, strict=False)]
+        self._ends = torch.tensor([0, *itertools.accumulate(s.tokens for s in segments)])
+        starts = [s.starts[head].long() + at for s, at in zip(segments, self._ends, strict=False)]
         self._starts = torch.cat([row[:-1] for row in starts])
         self._stops = torch.cat([row[1:] for row in starts])
         self.sizes = (self._stops - self._starts).float()
@@ -112,7 +113,7 @@ class HeadIndex:
                 for s, at in zip(segments, before, strict=False)
             ]
         )
-        self.tokens = ends[-1]
+        self.tokens = int(self._ends[-1])
 
     def inside(self, groups: Tensor) -> Tensor:
         """Clusters of some groups, and all singles."""
@@ -125,11 +126,16 @@ class HeadIndex:
 
     def rows(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
         """K and V [n, D] of the tokens of some clusters, in the order of `inside_clusters`."""
-        if self._starts.device.type != "cpu":
+        if any(segment.blocks.is_meta for segment in self._segments):
+            return cluster_rows(self._segments, self._head, clusters.sort().values, self._fetch)
+        tokens = self.inside_clusters(clusters)
+        if tokens.device.type != "cpu":
             k, v = self._decoded
-            tokens = self.inside_clusters(clusters)
             return k[tokens], v[tokens]
-        return cluster_rows(self._segments, self._head, clusters.sort().values, self._fetch)
+        bounds = torch.searchsorted(tokens, self._ends)
+        pieces = zip(self._segments, self._ends[:-1], bounds[:-1], bounds[1:], strict=True)
+        rows = [s.rows(self._head, tokens[a:b] - at) for s, at, a, b in pieces]
+        return torch.cat([keys for keys, _ in rows]), torch.cat([values for _, values in rows])
 
     @functools.cached_property
     def _decoded(self) -> tuple[Tensor, Tensor]:
@@ -162,28 +168,26 @@ def _block(
     """q [R, D] of one KV head and one block: out [R, D] and lse [R], float32."""
     scaled = q.float() * scale
     norms = scaled.square().sum(dim=1) if rules.second_order else scaled.new_zeros(len(scaled))
-    z = lse.float().clone()
-    coarse = _products(scaled, index.groups.keys, q)
-    _log_masses(coarse, norms, index.group_sizes.log(), index.groups.spreads, z)
-    ranks = torch.exp(coarse - z[:, None]).sum(0)
+    coarse, z = _products(scaled, index.groups.keys, q), lse.float().clone()
+    ranks = _shares(coarse, norms, index.group_sizes.log(), index.groups.spreads, z)
     count = math.ceil(rules.descend * len(ranks))
     descended = torch.topk(ranks, count).indices.sort().values
+    coarse[:, descended] = 0
+    far = coarse.sum(1)
     inside, level = index.inside(descended), index.clusters
-    sizes = index.sizes[inside]
-    near, z = _products(scaled, level.keys[inside], q), lse.float().clone()
-    _log_masses(near, norms, sizes.log(), level.spreads[inside], z)
-    coarse[:, descended] = -math.inf
-    z = torch.logaddexp(z, torch.logsumexp(coarse, dim=1))
-    order = torch.argsort(_shares(near, z), descending=True)
+    sizes, whole = index.sizes[inside], torch.logaddexp(lse.float(), z + far.log())
+    near = _products(scaled, level.keys[inside], q)
+    ranks = _shares(near, norms, sizes.log(), level.spreads[inside], whole)
+    order = torch.argsort(ranks, descending=True)
     chosen = order[sizes[order].cumsum(0) <= rules.retrieved * index.tokens]
     k, v = (rows[None].to(q.dtype) for rows in index.rows(inside[chosen]))
     exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     near[:, chosen] = 0
-    _shares(coarse, z)
-    mass = near.sum(1, keepdim=True) + coarse.sum(1, keepdim=True)
+    rescaled = torch.exp(z - whole)
+    mass = near.sum(1) + rescaled * far
     estimate = _weighted(near, level.values[inside], q)
-    estimate += _weighted(coarse, index.groups.values, q)
-    rest = estimate / mass.clamp(min=torch.finfo().tiny), (mass.log() + z[:, None])[:, 0]
+    estimate += rescaled[:, None] * _weighted(coarse, index.groups.values, q)
+    rest = estimate / mass.clamp(min=torch.finfo().tiny)[:, None], mass.log() + whole
     return merge((exact[0], exact_lse[0]), rest)
 
 
@@ -199,23 +203,17 @@ def _weighted(shares: Tensor, values: Tensor, q: Tensor) -> Tensor:
     return shares @ values.float() if widens(q) else shares.bfloat16() @ values
 
 
-def _log_masses(
+def _shares(
     scores: Tensor, norms: Tensor, log_sizes: Tensor, spreads: Tensor, lse: Tensor
-) -> None:
-    """In place: scores [R, n] become log masses, lse [R] grows by their mass."""
+) -> Tensor:
+    """In place: lse [R] grows by the masses of scores [R, n], which become shares of e^lse.
+
+    Returns the sums of the shares over rows, [n].
+    """
     if scores.device.type == "cpu" and compiled():
-        from .wave_prefill_numba import log_masses
-
-        log_masses(scores, norms, log_sizes, spreads, lse)
-        return
-    scores.copy_(log_mass(scores, log_sizes, norms[:, None] * spreads))
-    torch.logaddexp(lse, torch.logsumexp(scores, dim=1), out=lse)
-
-
-def _shares(masses: Tensor, z: Tensor) -> Tensor:
-    """In place: log masses [R, n] become shares of e^z [R]; returns the sums over rows, [n]."""
-    if masses.device.type == "cpu" and compiled():
         from .wave_prefill_numba import shares
 
-        return shares(masses, z)
-    return masses.sub_(z[:, None]).exp_().sum(0)
+        return shares(scores, norms, log_sizes, spreads, lse)
+    scores.copy_(log_mass(scores, log_sizes, norms[:, None] * spreads))
+    torch.logaddexp(lse, torch.logsumexp(scores, dim=1), out=lse)
+    return scores.sub_(lse[:, None]).exp_().sum(0)

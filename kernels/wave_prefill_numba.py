@@ -1,6 +1,6 @@
-"""The elementwise part of wave prefill, compiled for CPUs: two passes where PyTorch makes a dozen.
+"""The elementwise part of wave prefill, compiled for CPUs: one pass where PyTorch makes a dozen.
 
-Both work in place on float32 [R, n], row by row, on PyTorch's number of threads.
+It works in place on float32 [R, n], row by row, on PyTorch's number of threads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .jit_numba import exp, jit
 from .team import together
+from .tiles_numba import highest
 from .wave_score_numba import finish
 
 ROWS = 16
@@ -18,54 +19,41 @@ ROWS = 16
 
 
 @jit(entry=True)
-def _log_masses(scores, norms, log_sizes, spreads, lse, start, stop):
+def _shares(scores, norms, log_sizes, spreads, lse, sums, start, stop):
     for r in range(start, stop):
-        row, top, total = scores[r], lse[r], np.float32(0.0)
+        row, into, total = scores[r], sums[r // ROWS], np.float32(0.0)
         finish(row, spreads, log_sizes, norms[r])
+        top = max(highest(row), lse[r])
         for i in range(len(row)):
-            top = max(top, row[i])
+            mass = exp(row[i] - top)
+            row[i] = mass
+            total += mass
+        total += exp(lse[r] - top)
+        lse[r] = top + np.log(total)
+        whole = np.float32(1.0) / total
         for i in range(len(row)):
-            total += exp(row[i] - top)
-        lse[r] = top + np.log(total + exp(lse[r] - top))
-
-
-@jit(entry=True)
-def _shares(masses, z, sums, start, stop):
-    for r in range(start, stop):
-        row, total, shift = masses[r], sums[r // ROWS], z[r]
-        for i in range(len(row)):
-            share = exp(row[i] - shift)
+            share = row[i] * whole
             row[i] = share
-            total[i] += share
+            into[i] += share
 
 
-def log_masses(
+def shares(
     scores: Tensor, norms: Tensor, log_sizes: Tensor, spreads: Tensor, lse: Tensor
-) -> None:
-    """scores become log masses (see `log_mass`) and lse [R] grows by their mass.
+) -> Tensor:
+    """lse [R] grows by the masses (see `log_mass`) of scores [R, n], which become shares of e^lse.
 
-    norms [R] are squares of the queries' lengths, log_sizes and spreads [n]; all float32.
+    norms [R] are squares of the queries' lengths, log_sizes and spreads [n]; all float32. Returns
+    the sums of the shares over rows, [n].
     """
+    blocks = -(-scores.shape[0] // ROWS)
+    sums = torch.zeros(blocks, scores.shape[1])
     arrays = [t.contiguous().numpy() for t in (norms, log_sizes, spreads)]
-    rows, into, members = scores.numpy(), lse.numpy(), torch.get_num_threads()
-
-    def share(number: int) -> None:
-        start, stop = (len(rows) * n // members for n in (number, number + 1))
-        _log_masses(rows, *arrays, into, start, stop)
-
-    together(members, share)
-
-
-def shares(masses: Tensor, z: Tensor) -> Tensor:
-    """masses become e^(masses - z) with z [R]; returns their sums over rows, [n]."""
-    blocks = -(-masses.shape[0] // ROWS)
-    sums = torch.zeros(blocks, masses.shape[1])
-    rows, shifts, totals = masses.numpy(), z.contiguous().numpy(), sums.numpy()
+    rows, into, totals = scores.numpy(), lse.numpy(), sums.numpy()
     members = torch.get_num_threads()
 
     def share(number: int) -> None:
         start, stop = (blocks * n // members * ROWS for n in (number, number + 1))
-        _shares(rows, shifts, totals, start, min(stop, len(rows)))
+        _shares(rows, *arrays, into, totals, start, min(stop, len(rows)))
 
     together(members, share)
     return sums.sum(0)

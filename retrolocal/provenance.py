@@ -16,7 +16,7 @@ from .loading import weights_identity
 from .models.config import ModelConfig
 from .wave.lengths import never
 
-NUMERICS = 3
+NUMERICS = 4
 """Raised whenever the program begins to compute keys, values or clusters differently."""
 CLUSTERING = (
     "scheme",
