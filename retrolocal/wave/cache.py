@@ -14,7 +14,6 @@ from dataclasses import astuple, replace
 from weakref import WeakSet
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import WaveConfig
@@ -295,7 +294,7 @@ class WaveCache:
     def read_from(self) -> Tensor | None:
         """The mean share of the attention that each position got since the last reset.
 
-        float32 [tokens], 0 in the steady zone; of the first steps, see `ASKED`.
+        float32 [tokens]; of the first steps, see `ASKED`.
         """
         if not self._asked:
             return None
@@ -304,9 +303,7 @@ class WaveCache:
         asked = self._reader.asked(queries, self._permutations, self._extent)
         if not self._index.segments:
             return dense_shares(asked)
-        shares = clustered_shares(asked)
-        sinks = self._config.sink_tokens
-        return F.pad(shares, (sinks, self._tokens - sinks - len(shares)))
+        return clustered_shares(asked, self._config.sink_tokens)
 
     def statistics(self) -> CacheStatistics:
         self._arrive()

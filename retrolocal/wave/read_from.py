@@ -48,24 +48,42 @@ def dense_shares(asked: Sequence[Asked]) -> Tensor:
     return shares / kv_heads
 
 
-def clustered_shares(asked: Sequence[Asked]) -> Tensor:
-    """Mean share of every clustered token in the order of the text, float32 [tokens].
+def clustered_shares(asked: Sequence[Asked], sinks: int) -> Tensor:
+    """Mean share of every token in the order of the text, float32 [tokens].
 
-    Tokens not looked at have 0.
+    The first `sinks` of the steady zone lie before what is clustered, the others behind it.
+    Clustered tokens that were not looked at have 0.
     """
     kv_heads = len(asked[0].steady)
-    tokens_held = sum(part.segments.totals.tokens for part in asked)
-    shares = torch.zeros(tokens_held, device=asked[0].steady.device)
+    steady, clustered = (
+        torch.zeros(count, device=asked[0].steady.device)
+        for count in (
+            sum(part.steady.shape[1] for part in asked),
+            sum(part.segments.totals.tokens for part in asked),
+        )
+    )
     for head in range(kv_heads):
-        first = 0
-        for part, (tokens, weights) in zip(asked, _head_shares(asked, head), strict=True):
-            shares.index_add_(0, first + _places(part, head, tokens), weights)
+        first, found = 0, _head_shares(asked, head)
+        for part, of in zip(asked, found, strict=True):
+            clustered.index_add_(0, first + _places(part, head, of.tokens), of.shares)
             first += part.segments.totals.tokens
-    return shares / kv_heads
+        steady += torch.cat([of.steady for of in found])
+    return torch.cat((steady[:sinks], clustered, steady[sinks:])) / kv_heads
 
 
-def _head_shares(asked: Sequence[Asked], head: int) -> list[tuple[Tensor, Tensor]]:
-    """Of each range, tokens looked at (in the order of the store) and their mean shares."""
+class _Shares(NamedTuple):
+    """What the tokens of a range got of one KV head's attention, the mean over its queries."""
+
+    steady: Tensor
+    """float32 [n], of the steady zone."""
+    tokens: Tensor
+    """int64 [m]: clustered tokens looked at, in the order of the store."""
+    shares: Tensor
+    """float32 [m], theirs."""
+
+
+def _head_shares(asked: Sequence[Asked], head: int) -> list[_Shares]:
+    """Of each range."""
     indexes = [
         HeadIndex(part.segments, head, part.fetch) if len(part.segments) else None for part in asked
     ]
@@ -83,16 +101,20 @@ def _head_shares(asked: Sequence[Asked], head: int) -> list[tuple[Tensor, Tensor
         _inside(of, index, kept) for of, index, kept in zip(chosen, indexes, steady, strict=True)
     ]
     shares = [keys.new_zeros(len(keys)) for _, keys in inside]
+    held = [keys.new_zeros(len(keys)) for keys in steady]
     for block in blocks:
         masses, near = _scored(block, indexes, steady)
         for mass, of in zip(masses, chosen, strict=True):
             mass[:, of] = -torch.inf
         scores = [q @ keys.T for q, (_, keys) in zip(block, inside, strict=True)]
         z = torch.logsumexp(torch.cat((*masses, *near, *scores), dim=1), dim=1, keepdim=True)
-        for share, score in zip(shares, scores, strict=True):
+        for share, score in zip((*shares, *held), (*scores, *near), strict=True):
             share += torch.exp(score - z).sum(0)
-    count = len(queries[0])
-    return [(of, share / count) for (of, _), share in zip(inside, shares, strict=True)]
+    count, places = len(queries[0]), [tokens for tokens, _ in inside]
+    return [
+        _Shares(kept / count, of, share / count)
+        for kept, of, share in zip(held, places, shares, strict=True)
+    ]
 
 
 def _scored(

@@ -99,10 +99,8 @@ def test_the_wave_caches_shares_are_those_of_a_dense_one(tokens: int) -> None:
     asked = q[:, tokens - 1 :].transpose(0, 1).reshape(-1, 2, 2, 32) * 32**-0.5
     scores = torch.einsum("shgd,hnd->shgn", asked, k)
     expected = torch.softmax(scores, dim=3).mean((0, 1, 2))
-    clustered = found > 0
     assert len(found) == tokens + 5
-    torch.testing.assert_close(found[clustered], expected[clustered], atol=2e-3, rtol=0.05)
-    assert clustered.sum() >= (256 if tokens > 256 else tokens)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0.05)
 
 
 WORDS = (Path(__file__).parents[2] / "LICENSE").read_text("utf-8").split()
