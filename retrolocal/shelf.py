@@ -465,6 +465,7 @@ def _check(entry: Entry, *, whole: bool) -> None:
             for name in part.names:
                 if every_byte or name.rpartition(".")[2] not in kept.MAPPED:
                     part.check(name)
+            part.forget_pages()
     except LibraryError:
         entry.close()
         raise

@@ -132,6 +132,14 @@ class Segment(Closing):
             if not self._checked[chunk]:
                 self._check_chunk(chunk)
 
+    def forget_pages(self) -> None:
+        """What was read to be checked is no memory of this process until it is touched again.
+
+        The system still has it. Before a tensor of the segment is written to.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._open().madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Lets go of the file; it stays mapped, and kept from `gc`, while a tensor of it lives."""
         self._mapping = None

@@ -550,3 +550,25 @@ def test_an_identity_is_what_json_keeps_of_it(sample: ModuleType) -> None:
     for wrong in (float("nan"), {1: 2}, b"x", 1 << 60):
         with pytest.raises(ValueError, match=r"."):
             replace(sample.IDENTITY, model=wrong)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+def test_pages_that_were_checked_are_no_memory_of_the_program(
+    library: Library, sample: ModuleType
+) -> None:
+    def mapped() -> int:
+        status = Path("/proc/self/status").read_text("ascii")
+        return int(status.partition("RssFile:")[2].split()[0]) << 10
+
+    book = sample.Book(bytes_per_token=1 << 18)
+    book.ingest(library)
+    with sample.find(library, book) as entry:
+        before = mapped()
+        for segment in entry.segments():
+            segment.check()
+        held = mapped() - before
+        for segment in entry.segments():
+            segment.forget_pages()
+        assert held > 24 << 20
+        assert mapped() - before < 1 << 20
+        book.assert_is(entry)
