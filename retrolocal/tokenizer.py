@@ -12,8 +12,9 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
@@ -121,7 +122,10 @@ class Tokenizer:
             raise TokenizerError(
                 "the text holds lone surrogates; it is not Unicode text"
             ) from error
-        offsets = np.array(found.offsets, np.uint32).reshape(-1, 2)
+        # One by one: `found.offsets` would hold all pairs at once, some 100 bytes each.
+        place = cast("Callable[[int], tuple[int, int]]", found.token_to_chars)
+        places = chain.from_iterable(map(place, range(len(found))))
+        offsets = np.fromiter(places, np.uint32, 2 * len(found)).reshape(-1, 2)
         return found.ids, offsets
 
     def decode(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -157,6 +157,8 @@ def test_decode_equals_the_library(real: Tokenizer) -> None:
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=30))
 def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
+    # SentencePiece's own sign of a space, which it cannot tell from one.
+    assume("\u2581" not in text)
     ids = tokenizer.encode_raw(text, parse_special=False)
     assert tokenizer.decode(ids) == text
     assert "".join(streamed(tokenizer, ids)) == text
