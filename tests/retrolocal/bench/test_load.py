@@ -83,7 +83,8 @@ def test_a_start_is_taken_apart(tiny_model: Path, capsys: pytest.CaptureFixture[
     facts = json.loads(capsys.readouterr().out)
     parts = facts["start_parts_seconds"]
     assert set(parts) == {"program", "weights", "first_step", "rest"}
-    assert sum(parts.values()) <= 1.01 * facts["start_seconds"] + 0.01
+    assert sum(parts.values()) >= 0.99 * facts["start_seconds"] - 0.01
+    assert min(parts.values()) >= 0
     assert facts["start_over_read"] == facts["start_seconds"] / facts["read_seconds"]
     assert all(len(times) == 2 for times in facts["samples"].values())
     assert facts["page_cache"] == "cold"
