@@ -1,7 +1,8 @@
 """retrolocal: read a very long text with a local language model.
 
 `load` opens a model and gives a `Session`; both are imported when first used, so that importing
-the package costs nothing.
+the package costs nothing. Where PyTorch is not imported before, its idle threads then leave the
+cores to others (`config.limit_spinning`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in ("Session", "load"):
+        from .config import limit_spinning
+
+        limit_spinning()
         from . import session
 
         return getattr(session, name)

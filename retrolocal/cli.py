@@ -484,7 +484,8 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sources",
         action="store_true",
-        help="print the passages that the answer was read from (--json always has them)",
+        help="print the passages that the answer was read from (--json has them, too); "
+        "they are found by the index, so not with --cache dense",
     )
     group.add_argument("-st", "--single-turn", action="store_true", help="leave after one answer")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")

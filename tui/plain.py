@@ -172,6 +172,8 @@ class _Chat:
         if self._sources:
             for line in source_lines(reply):
                 print(line, flush=True)
+            if reply.cache.kind == "dense":
+                self._screen.say("passages are found by the index: --cache wave names them")
         for line in figures(self._session, reply):
             self._screen.say(line)
         if (note := unkept_note()) is not None:
@@ -255,7 +257,9 @@ def figures(session: Session, reply: Reply) -> list[str]:
         f"{reply.generate_seconds:.2f} s ({reply.decode_tokens_per_second:.1f} tokens/s)"
     ]
     if reply.stop_reason == "length":
-        lines[0] += ", cut off: the limit of tokens was reached (-n)"
+        full = reply.prompt_tokens + reply.generated_tokens >= session.max_tokens
+        limit = "the context is full (-c)" if full else "the limit of tokens was reached (-n)"
+        lines[0] += f", cut off: {limit}"
     held = f"{cache.kind} cache: {cache.tokens:,} tokens, {cache.bytes / (1 << 20):,.1f} MiB"
     if cache.kind == "wave":
         held += (

@@ -359,3 +359,32 @@ def test_an_interrupt_in_a_callback_is_not_lost() -> None:
     """As it comes while LLVM compiles: Python ignores what a callback of C code raises."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_cut_an_answer_off_is_said(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["chat", "-m", str(tiny_model), "-p", "who?", "--ignore-eos", "--temp", "0"]
+    assert main([*words, "-c", "64", "-n", "-1"]) == 0
+    assert "cut off: the context is full (-c)" in capsys.readouterr().err
+    assert main([*words, "-n", "3"]) == 0
+    assert "cut off: the limit of tokens was reached (-n)" in capsys.readouterr().err
+
+
+def test_why_there_are_no_sources_is_said(
+    tiny_model: Path, book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["chat", "-m", str(tiny_model), "-f", str(book), "-p", "who?", "-n", "3", "--sources"]
+    assert main([*words, "--cache", "dense"]) == 0
+    assert "passages are found by the index" in capsys.readouterr().err
+    assert main([*words, "--cache", "wave"]) == 0
+    assert "passages are found by the index" not in capsys.readouterr().err
+
+
+def test_threads_leave_the_cores_from_python_too() -> None:
+    code = "import os, retrolocal; retrolocal.load; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "PASSIVE\n"
