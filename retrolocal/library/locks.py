@@ -1,13 +1,15 @@
 """Advisory locks: one writer, and no cleaning under a reader.
 
-A lock belongs to an open file and ends with it, also when the process is killed; lock files are
-never removed. A segment that is open holds a shared lock of its own, an open entry one on the
-folder of texts, which `gc` respects.
+A lock belongs to an open file and ends with it, also when the process is killed; lock files come
+with the library and are never removed, so that a lock asks nothing of a full disk. A segment that
+is open holds a shared lock of its own, an open entry one on the folder of texts, which `gc`
+respects.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from pathlib import Path
@@ -21,6 +23,8 @@ WRITER = "writer"
 OPENING = "opening"
 """Held shared between reading a manifest and having its files open, exclusively by `gc`."""
 OPENING_SECONDS = 30.0
+FORMAT_FILE = "FORMAT"
+"""The one file that every library has."""
 OBJECTS = "objects"
 """The folder of texts, outlines and page maps; held shared by every open entry."""
 
@@ -42,7 +46,9 @@ class WriterLock(Lock):
 
     def __init__(self, file: int) -> None:
         super().__init__(file)
-        self._say(f"{os.getpid()}\n")
+        # A full disk takes no word, and that is when somebody wants to remove something.
+        with contextlib.suppress(OSError):
+            self._say(f"{os.getpid()}\n")
 
     def writes(self, key: str) -> None:
         """The entry with this key is written from now on."""
@@ -60,7 +66,7 @@ class WriterLock(Lock):
 
 
 def lock_writer(root: Path) -> WriterLock:
-    """The only writer's lock; raises LockedError when another process holds it."""
+    """The only writer's lock; raises LockedError when another process holds it, OSError."""
     file = os.open(
         root / WRITER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
     )
@@ -100,9 +106,7 @@ def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) 
 
     Raises LockedError then, OSError.
     """
-    # Opened for reading, a lock file also serves in a library on a read-only disk.
-    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(root / OPENING, flags, PRIVATE_FILE)
+    file = _opening_file(root)
     until = time.monotonic() + seconds
     while not try_lock(file, shared=shared):
         if time.monotonic() > until:
@@ -111,6 +115,24 @@ def lock_opening(root: Path, *, shared: bool, seconds: float = OPENING_SECONDS) 
             raise LockedError(f"another process {busy} {root} and does not end; try again later")
         time.sleep(0.02)
     return Lock(file)
+
+
+def _opening_file(root: Path) -> int:
+    # Opened for reading, a lock file also serves in a library on a read-only disk.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(root / OPENING, flags | os.O_CREAT, PRIVATE_FILE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        try:
+            # Another name takes no inode, and whoever locks `opening` from now on locks this file.
+            os.link(root / FORMAT_FILE, root / OPENING, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError:
+            raise error from None
+        return os.open(root / OPENING, flags)
 
 
 def lock_objects(root: Path, *, shared: bool) -> Lock | None:

@@ -8,6 +8,7 @@ writer opening                         lock files
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -17,15 +18,15 @@ from ..errors import LibraryError
 from ..paths import library_setting
 from .filesystem import FileSystem
 from .identity import FORMAT
-from .locks import OBJECTS, OPENING, WRITER
+from .locks import FORMAT_FILE, OBJECTS, OPENING, WRITER
 from .publish import TMP, publish_bytes
 
 ENTRIES = "entries"
 FOLDERS = (TMP, ENTRIES, OBJECTS, "segments", "tails")
-_FORMAT, _TAG = "FORMAT", "CACHEDIR.TAG"
+_TAG = "CACHEDIR.TAG"
 _FORMAT_LINE = re.compile(rb"retrolocal library (\d{1,9})\n")
 _TAG_CONTENT = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by retrolocal.\n"
-_OURS = {_FORMAT, _TAG, WRITER, OPENING, *FOLDERS}
+_OURS = {FORMAT_FILE, _TAG, WRITER, OPENING, *FOLDERS}
 
 
 def check_place(fs: FileSystem) -> bool:
@@ -45,7 +46,7 @@ def check_place(fs: FileSystem) -> bool:
     known = _FORMAT_LINE.fullmatch(line)
     if known is None:
         raise LibraryError(
-            f"{fs.root}/{_FORMAT} is damaged; write `retrolocal library {FORMAT}` into it, "
+            f"{fs.root}/{FORMAT_FILE} is damaged; write `retrolocal library {FORMAT}` into it, "
             "or remove the library"
         )
     if int(known[1]) > FORMAT:
@@ -70,8 +71,11 @@ def make_place(fs: FileSystem) -> None:
             fs.make_folder(folder)
         except FileExistsError:
             continue
+    for name in (WRITER, OPENING):
+        with contextlib.suppress(FileExistsError):
+            fs.close(fs.create(name))
     publish_bytes(fs, _TAG, _TAG_CONTENT)
-    publish_bytes(fs, _FORMAT, f"retrolocal library {FORMAT}\n".encode())
+    publish_bytes(fs, FORMAT_FILE, f"retrolocal library {FORMAT}\n".encode())
 
 
 def _check_own(root: Path, status: os.stat_result) -> None:
@@ -115,7 +119,7 @@ def _format_line(fs: FileSystem) -> bytes | None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise LibraryError(f"{fs.root}/{_FORMAT} cannot be read ({error})") from error
+        raise LibraryError(f"{fs.root}/{FORMAT_FILE} cannot be read ({error})") from error
     try:
         names = set(fs.names(""))
     except OSError as error:
@@ -130,7 +134,7 @@ def _format_line(fs: FileSystem) -> bytes | None:
 
 
 def _read_format(fs: FileSystem) -> bytes:
-    file = fs.open(_FORMAT)
+    file = fs.open(FORMAT_FILE)
     try:
         return os.read(file, 100)
     finally:

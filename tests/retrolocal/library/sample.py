@@ -225,4 +225,13 @@ class Faulty(Hasty):
         return super().free_bytes()
 
 
+class Full(Hasty):
+    """Takes neither a byte nor a file more."""
+
+    def _full(self, *given: object) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    create = allocate = write = make_folder = _full
+
+
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short": 0}

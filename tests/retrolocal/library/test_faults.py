@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from retrolocal.errors import LibraryError
+from retrolocal.errors import LibraryError, LockedError, SpaceError
 from retrolocal.library import Library
+from retrolocal.library.locks import lock_opening, lock_writer
+from retrolocal.library.place import make_place
 
 READING = ["new document", "interrupted one", "corpus that grows"]
 LASTING = [
@@ -138,3 +142,67 @@ def test_a_failed_sync_is_not_tried_again(tmp_path: Path, sample: ModuleType) ->
             writer.finish([], {})
     assert fs.synced == 1
     assert list((root / "tmp").iterdir()) == []
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own calls take no byte and make no file."""
+    opened = os.open
+
+    def only_open(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        return opened(path, flags & ~os.O_CREAT, *more, **named)
+
+    def made(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        try:
+            return only_open(path, flags, *more, **named)
+        except FileNotFoundError:
+            if flags & os.O_CREAT:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+            raise
+
+    def refused(*given: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", made)
+    monkeypatch.setattr(os, "pwrite", refused)
+
+
+@pytest.mark.parametrize("opening", ["there", "missing"])
+@pytest.mark.parametrize("what", ["rm", "gc"])
+def test_a_full_disk_can_be_cleared(
+    root: Path, sample: ModuleType, what: str, opening: str, request: pytest.FixtureRequest
+) -> None:
+    _, book = prepared(root, sample, what)
+    if opening == "missing":
+        (root / "opening").unlink()
+    request.getfixturevalue("full_disk")
+    library = Library(root, filesystem=sample.Full(root), now=lambda: 0)
+    with library.open("other.txt"), pytest.raises(LockedError, match="open in another program"):
+        library.remove("other.txt")
+    with pytest.raises(SpaceError, match="is full"):
+        library.write(sample.IDENTITY, sample.Book(name="new.txt").texts)
+    cleaned = library.collect() if what == "gc" else library.remove(book.name)
+    assert (cleaned.files > 0, cleaned.blocked) == (True, "")
+    assert [manifest.name for manifest in library.catalogue().manifests][:1] == ["other.txt"]
+    assert library.verify("other.txt", deep=True).problems == ()
+
+
+def test_every_process_locks_the_same_file_on_a_full_disk(
+    root: Path, sample: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(root, sample, "rm")
+    (root / "opening").unlink()
+    request.getfixturevalue("full_disk")
+    with lock_opening(root, shared=False), pytest.raises(LockedError, match="cleans up"):
+        lock_opening(root, shared=True, seconds=0)
+    monkeypatch.undo()
+    with lock_opening(root, shared=True), pytest.raises(LockedError, match="is opening"):
+        lock_opening(root, shared=False, seconds=0)
+    with lock_writer(root), pytest.raises(LockedError, match="another ingest"):
+        lock_writer(root)
+    assert (root / "FORMAT").read_text() == "retrolocal library 1\n"
+
+
+def test_both_lock_files_come_with_the_library(root: Path, sample: ModuleType) -> None:
+    make_place(sample.Hasty(root))
+    assert {"writer", "opening"} <= {path.name for path in root.iterdir()}
