@@ -67,8 +67,9 @@ def doctor_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "retrolocal doctor",
         "retrolocal doctor [--deep] [--offline] [--json]",
-        "Look at Python, PyTorch, the GPU, memory, disks, the Hub and the terminal, and say what "
-        "to do where something is amiss. Exit code 1: something does not work.",
+        "Look at Python, PyTorch, the GPU, memory, the configuration, disks, the Hub and the "
+        "terminal, and say what to do where something is amiss. Exit code 1: something does "
+        "not work.",
     )
     parser.add_argument(
         "--deep",
@@ -93,6 +94,7 @@ def examined(*, offline: bool, deep: bool = False) -> Iterator[Line]:
         _triton,
         _memory,
         _builtin,
+        _config,
         _caches,
         _library,
         _state,
@@ -200,6 +202,18 @@ def _builtin() -> Line:
     return Line("builtin", "ok", f"{folder}")
 
 
+def _config() -> Line:
+    from .settings import config_file, examined_settings
+
+    file = config_file()
+    _, problems = examined_settings()
+    if problems:
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        advice = "correct that: most commands refuse to run (retrolocal config tells all)"
+        return Line("config", "problem", f"{problems[0]}{others}", advice)
+    return Line("config", "ok", f"{file}{'' if file.exists() else ' (not there)'}")
+
+
 def _caches() -> Line:
     from .paths import cache_dir
 
@@ -214,8 +228,8 @@ def _library() -> Line:
     otherwise = "nothing that is read can be kept"
     try:
         folder = library_dir()
-    except (SettingsError, UsageError) as error:
-        return Line("library", "problem", str(error), "no command that reads settings runs")
+    except (SettingsError, UsageError):
+        return Line("library", "note", "not looked at", "correct the configuration first")
     try:
         Library(folder).catalogue()
     except RetrolocalError as error:

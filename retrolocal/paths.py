@@ -6,12 +6,13 @@ Answers where things are; makes nothing and loads no model code.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
-from .settings import given_settings
+from .settings import Given, examined_settings, given_settings
 
 
 def builtin_model() -> Path:
@@ -43,8 +44,13 @@ def quantised_dir() -> Path:
 def library_dir() -> Path:
     """Documents that have been read: `$RETROLOCAL_LIBRARY`, else `library` of the configuration
     file (from the folder of that file on), else the user's data directory
-    (`$XDG_DATA_HOME/retrolocal/library`)."""
-    given = given_settings().get("library")
+    (`$XDG_DATA_HOME/retrolocal/library`). Raises what `given_settings` does."""
+    return library_folder(given_settings())
+
+
+def library_folder(settings: Mapping[str, Given]) -> Path:
+    """`library_dir` under these settings."""
+    given = settings.get("library")
     if given is not None:
         folder = Path(str(given.value)).expanduser()
         return (Path(given.where).parent / folder if given.origin == "file" else folder).absolute()
@@ -53,7 +59,7 @@ def library_dir() -> Path:
 
 def library_setting() -> str:
     """What says where the library is, or can: the variable, or the configuration file's key."""
-    given = given_settings().get("library")
+    given = examined_settings()[0].get("library")
     from_file = given is not None and given.origin == "file"
     return f"library in {given.where}" if given and from_file else "RETROLOCAL_LIBRARY"
 

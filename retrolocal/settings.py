@@ -13,10 +13,10 @@ from __future__ import annotations
 import difflib
 import tomllib
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from platformdirs import user_config_path
 
@@ -85,14 +85,27 @@ def given_settings() -> dict[str, Given]:
 
     Raises SettingsError for the file and UsageError for a variable.
     """
-    given = _from_file(config_file())
+    given, problems = examined_settings()
+    if problems:
+        raise problems[0]
+    return given
+
+
+def examined_settings() -> tuple[dict[str, Given], list[SettingsError | UsageError]]:
+    """What the file and the variables set, by name, without what makes no sense; and that."""
+    problems: list[SettingsError | UsageError] = []
+    given = _from_file(config_file(), problems)
     for setting in SETTINGS:
         text = None if setting.variable is None else environment(setting.variable)
         if text is not None:
             where = f"$RETROLOCAL_{setting.variable}"
-            value = from_text(setting, text, where)
+            try:
+                value = from_text(setting, text, where)
+            except UsageError as problem:
+                problems.append(problem)
+                continue
             given[setting.name] = Given(value, "environment", where)
-    return given
+    return given, problems
 
 
 def apply_settings(parser: ArgumentParser) -> None:
@@ -123,19 +136,30 @@ def from_text(setting: Setting, text: str, where: str) -> object:
     return value
 
 
-def _from_file(file: Path) -> dict[str, Given]:
+def _from_file(file: Path, problems: list[SettingsError | UsageError]) -> dict[str, Given]:
+    given: dict[str, Given] = {}
+    try:
+        values = _read(file)
+    except SettingsError as problem:
+        problems.append(problem)
+        return given
     known = {setting.name: setting for setting in SETTINGS}
-    given = {}
-    for key, value in _read(file).items():
-        setting = known.get(key)
-        if setting is None:
-            close = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.7)
-            hint = f"did you mean {close[0]}?" if close else "retrolocal config lists all"
-            raise SettingsError(f"{file}: unknown key {key[:80]!r}; {hint}")
-        _check(file, setting, value)
+    for key, value in values.items():
+        try:
+            setting = known.get(key) or _unknown(file, key, known)
+            _check(file, setting, value)
+        except SettingsError as problem:
+            problems.append(problem)
+            continue
         value = float(value) if setting.kind is float and type(value) is int else value
         given[key] = Given(value, "file", str(file))
     return given
+
+
+def _unknown(file: Path, key: str, known: Iterable[str]) -> NoReturn:
+    close = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.7)
+    hint = f"did you mean {close[0]}?" if close else "remove it (retrolocal config lists all keys)"
+    raise SettingsError(f"{file}: unknown key {key[:80]!r}; {hint}")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from .arguments import Parser, command_parser, parsed
 from .measurement import table
-from .paths import cache_dir, library_dir, state_dir
-from .settings import SETTINGS, Given, Setting, config_file, from_text, given_settings
+from .paths import cache_dir, library_folder, state_dir
+from .settings import SETTINGS, Given, Setting, config_file, examined_settings, from_text
 
 
 def config(words: Sequence[str]) -> int:
-    """Runs `retrolocal config WORDS...` and returns the exit code; raises RetrolocalError."""
+    """Runs `retrolocal config WORDS...` and returns the exit code; raises RetrolocalError.
+
+    What makes no sense in the file or a variable is told behind the values that do.
+    """
     arguments = parsed(config_parser(), words)
     if arguments is None:
         return 0
-    given = given_settings()
+    given, problems = examined_settings()
     for setting in SETTINGS:
         text = getattr(arguments, setting.destination, None)
         if text is not None:
@@ -29,11 +33,14 @@ def config(words: Sequence[str]) -> int:
         for setting in SETTINGS
     }
     if arguments.json:
-        print(json.dumps(_facts(values), ensure_ascii=False))
-        return 0
-    for line in _lines(values):
-        print(line)
-    return 0
+        facts = {**_facts(values), "problems": [str(problem) for problem in problems]}
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        for line in _lines(values):
+            print(line)
+    for problem in problems:
+        print(f"retrolocal: {problem}", file=sys.stderr)
+    return problems[0].exit_code if problems else 0
 
 
 def config_parser() -> Parser:
@@ -65,7 +72,7 @@ def _facts(values: dict[str, Given]) -> dict[str, Any]:
             name: {"value": one.value, "from": one.origin, "where": one.where}
             for name, one in values.items()
         },
-        "folders": _folders(),
+        "folders": _folders(values),
     }
 
 
@@ -77,14 +84,15 @@ def _lines(values: dict[str, Given]) -> list[str]:
     ]
     return [
         f"file: {file}{'' if file.exists() else ' (not there)'}",
-        *(f"{name}: {folder}" for name, folder in _folders().items()),
+        *(f"{name}: {folder}" for name, folder in _folders(values).items()),
         "",
         *table(("setting", "value", "from"), rows, left=3),
     ]
 
 
-def _folders() -> dict[str, str]:
-    folders = {"library": library_dir(), "cache": cache_dir(), "state": state_dir()}
+def _folders(values: dict[str, Given]) -> dict[str, str]:
+    library = {name: one for name, one in values.items() if one.origin != "default"}
+    folders = {"library": library_folder(library), "cache": cache_dir(), "state": state_dir()}
     return {name: str(folder) for name, folder in folders.items()}
 
 

@@ -19,6 +19,7 @@ NAMES = [
     "triton",
     "memory",
     "builtin",
+    "config",
     "cache",
     "library",
     "state",
@@ -83,7 +84,12 @@ def test_a_broken_configuration_is_a_line(
     monkeypatch.setenv("RETROLOCAL_CONFIG", str(broken))
     assert main(["doctor", "--offline"]) == 1
     (line,) = (one for one in capsys.readouterr().out.splitlines() if "problem" in one)
-    assert line.startswith(f"library    problem  {broken}")
+    assert line.startswith(f"config     problem  {broken}")
+    assert doctor._library().found == "not looked at"
+    broken.write_text("bogus = 3\ntemp = 'hot'")
+    line = shown(doctor._config())
+    assert "unknown key 'bogus'; remove it" in line
+    assert "(and 1 more): correct that" in line
 
 
 def test_a_folder_that_is_no_library_is_a_line(

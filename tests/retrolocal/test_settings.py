@@ -146,7 +146,7 @@ def test_whoever_named_the_library_is_told(
     [
         ("thread = 1", "unknown key 'thread'; did you mean threads?"),
         ("store_type = 'int8'", "unknown key 'store_type'; did you mean store-type?"),
-        ("colour = 'red'", "unknown key 'colour'; retrolocal config lists all"),
+        ("colour = 'red'", "unknown key 'colour'; remove it (retrolocal config lists all keys)"),
         ("[sampling]\ntemp = 1", "unknown key 'sampling'"),
         ("password = 'x'", "unknown key 'password'"),
         ("temp = 'hot'", "temp is 'hot'; give a number"),
@@ -197,7 +197,32 @@ def test_a_file_that_is_none(file: Path, content: bytes | None, capsys: Captured
     else:
         file.write_bytes(content)
     assert main(["config"]) == 1
-    assert str(file) in one_line(capsys)
+    captured = capsys.readouterr()
+    assert "| default" in captured.out
+    assert captured.err.startswith(f"retrolocal: {file}")
+    assert captured.err.count("\n") == 1
+
+
+def test_all_is_shown_beside_what_makes_no_sense(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    file.write_text("bogus = 3\nthreads = 2\ntemp = 'hot'\nlibrary = 'books'")
+    monkeypatch.setenv("RETROLOCAL_DEVICE", "gpu")
+    assert main(["config", "--json"]) == 1
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert set(facts["settings"]) == {setting.name for setting in SETTINGS}
+    assert facts["settings"]["threads"]["value"] == 2
+    assert facts["settings"]["temp"]["from"] == "default"
+    assert facts["folders"]["library"] == str(file.parent / "books")
+    for problem, words in zip(facts["problems"], ("'bogus'", "'hot'", "'gpu'"), strict=True):
+        assert words in problem
+    assert captured.err == "".join(f"retrolocal: {problem}\n" for problem in facts["problems"])
+    assert main(["library", "list"]) == 1
+    assert "unknown key 'bogus'; remove it" in one_line(capsys)
+    file.write_text("threads = 2")
+    assert main(["config"]) == 2
+    assert "$RETROLOCAL_DEVICE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -222,7 +247,7 @@ def test_another_file_may_be_named_and_must_be_there(
     file.write_text("temp = 1")
     monkeypatch.setenv("RETROLOCAL_CONFIG", str(tmp_path / "mine.toml"))
     assert main(["config"]) == 1
-    assert "mine.toml: there is no such file ($RETROLOCAL_CONFIG)" in one_line(capsys)
+    assert "mine.toml: there is no such file ($RETROLOCAL_CONFIG)" in capsys.readouterr().err
     (tmp_path / "mine.toml").write_text("temp = 0.5")
     assert given_settings()["temp"].value == 0.5
 
