@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -65,7 +66,9 @@ def parsed(
     `prepare` may give the parser other defaults; help does not wait for it.
     """
     if any(word in ("-h", "--help") for word in words):
-        parser.print_help()
+        if sys.stdout is not None:
+            # print_help would say nothing of a disk that is full.
+            sys.stdout.write(parser.format_help())
         return None
     prepare(parser)
     return parser.parse_args(normalise(parser, words))

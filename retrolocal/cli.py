@@ -11,14 +11,12 @@ import argparse
 import contextlib
 import difflib
 import gc
-import io
 import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from . import __version__
 from .arguments import command_parser, parsed
@@ -39,9 +37,7 @@ from .shared_options import (
     wave_config,
     wave_options,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from .stdout import STDOUT, drop_stdout, prepare_stdout, stdout_flushed
 
 USAGE = """usage: retrolocal COMMAND [options]
 
@@ -81,12 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     limit_spinning()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character shows a question mark instead.
-        sys.stdout.reconfigure(errors="replace")
-        _name_stdout(sys.stdout)
+    prepare_stdout()
     try:
-        with _interrupts_kept():
+        with _interrupts_kept(), stdout_flushed():
             return _run(words)
     except RetrolocalError as error:
         with contextlib.suppress(BrokenPipeError):
@@ -97,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of stdout has gone; Python must not complain about it on leaving.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 141
     except MemoryError:
         print("retrolocal: the machine ran out of memory; close other programs", file=sys.stderr)
@@ -109,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{problem}: {error.filename}" if error.filename else f"the system refused: {problem}"
         )
         print(f"retrolocal: {about}", file=sys.stderr)
+        if error.filename == STDOUT:
+            drop_stdout()
         return 1
 
 
@@ -136,23 +130,6 @@ def _interrupts_kept() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-
-
-def _name_stdout(stdout: io.TextIOWrapper) -> None:
-    """From now on an error of writing there has a name, as that of a file has."""
-    # Without a buffer (python -u) the one stands for the other.
-    raw = getattr(stdout.buffer, "raw", stdout.buffer)
-    if not isinstance(raw, io.FileIO) or "write" in vars(raw):
-        return
-    write = raw.write
-
-    def named(data: ReadableBuffer) -> int | None:
-        try:
-            return write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, "stdout") from error
-
-    raw.write = named  # type: ignore[method-assign]
 
 
 def _run(words: list[str]) -> int:

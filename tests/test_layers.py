@@ -18,7 +18,7 @@ FOLDERS = {
 LAYERS: list[set[str]] = [
     {"retrolocal", "errors", "config", "paths", "statistics", "arguments", "files", "chats"}
     | {"shared_options", "measurement", "remembered", "thinking"}
-    | {"amounts", "pace", "recommended", "report", "relief", "heap", "outcome"}
+    | {"amounts", "pace", "recommended", "report", "relief", "heap", "outcome", "stdout"}
     | {"settings", "settings_command", "template_limits"},
     {"kernels", "token_buffer", "device_ring"},
     {"models", "wave", "cache", "ingest", "library", "hub", "tokenizer", "chat", "sampling"},
@@ -42,6 +42,7 @@ WITHOUT_TORCH = {
         "files",
         "chats",
         "outcome",
+        "stdout",
         "shared_options",
         "measurement",
         "thinking",

@@ -289,6 +289,19 @@ def test_an_error_is_of_stdout_only_where_it_is(unbuffered: str, tmp_path: Path)
         assert ("stdout" in done.stderr) == (word == "write")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "chat --help", "library --help", "config"])
+def test_help_that_a_full_disk_does_not_take(words: str, unbuffered: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m retrolocal {words} > /dev/full"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert done.returncode == 1
+    assert done.stderr == "retrolocal: No space left on device: stdout\n"
+
+
 @pytest.mark.parametrize("command", ["chat -p q -n 1 -f {} -f {}", "plan -f {} -f {}"])
 def test_a_file_that_is_given_twice_is_read_once(
     command: str,
@@ -333,6 +346,40 @@ def test_output_that_cannot_show_a_character(tiny_model: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
     )
     assert done.returncode == 0, done.stderr
+
+
+INTERRUPTED_START = """
+import runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "retrolocal.config":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+"""
+STARTS = {
+    "module": "runpy.run_module('retrolocal', run_name='__main__', alter_sys=True)",
+    "script": (
+        "from importlib.metadata import EntryPoint\n"
+        "import pathlib, tomllib\n"
+        "project = tomllib.loads(pathlib.Path(sys.argv[1]).read_text())['project']\n"
+        "value = project['scripts']['retrolocal']\n"
+        "sys.exit(EntryPoint('retrolocal', value, 'console_scripts').load()())"
+    ),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_an_interrupt_while_the_program_starts_is_quiet(start: str) -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_START + STARTS[start], str(project)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 INTERRUPTED = """
