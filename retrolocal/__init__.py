@@ -7,9 +7,11 @@ cores to others (`config.limit_spinning`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take it for typing's, whose import an interrupt at the start would meet.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .session import Session, load
 
 __all__ = ["Session", "__version__", "load"]
