@@ -169,7 +169,7 @@ class ChatApp(App[None]):
             self.pop_screen()
         elif self.left is not None:
             self.leave()
-        elif chat.desk.stop():
+        elif chat.desk.stop() or chat.leave_editing():
             return
         elif chat.prompt.text:
             chat.prompt.set_text("")

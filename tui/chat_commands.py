@@ -118,12 +118,11 @@ class ChatCommands:
         self.edit_question(question)
 
     def edit_question(self, question: Question) -> None:
-        """Takes the last question, with its answer, back into the prompt."""
+        """Puts the last question into the prompt; sent again it replaces what stands there."""
         if question is not self._last_question():
             raise UsageError("only the last question can be edited; /new begins anew")
-        if self._screen.desk.take_back() is not None:
-            self._screen.remove_from(question)
-            self._screen.prompt.set_text(question.text)
+        self._screen.desk.require_rest()
+        self._screen.editing.begin(question, self._screen.prompt, self._screen.log_view)
         self._screen.focus_prompt()
 
     def retry(self, argument: str) -> None:

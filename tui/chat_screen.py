@@ -28,6 +28,7 @@ from .cards import Card, error_card, text_of
 from .chat_commands import ChatCommands
 from .chat_log import ChatLog
 from .desk import Desk, Ticket
+from .editing import Editing
 from .engine import (
     Advanced,
     Began,
@@ -49,16 +50,8 @@ from .opening import Opening
 from .prompt_bar import PromptBar
 from .prompt_history import PromptHistory
 from .side_panel import SidePanel
-from .status_bar import StatusBar
+from .status_bar import StatusBar, key_line
 
-KEYS = (
-    ("F1", "help"),
-    ("F2", "panel"),
-    ("F3", "source"),
-    ("F4", "chats"),
-    ("^P", "commands"),
-    ("^Q", "quit"),
-)
 _REMARKS = {"interrupted": "stopped", "length": "cut off: the limit of tokens was reached"}
 
 
@@ -113,6 +106,7 @@ class ChatScreen(Screen[None]):
         self._desk: Desk | None = None
         self._opening: Opening | None = None
         self.commands = ChatCommands(self)
+        self.editing = Editing()
 
     def compose(self) -> ComposeResult:
         self._desk = Desk(self._engine, self, clock=self._host.clock)
@@ -196,6 +190,7 @@ class ChatScreen(Screen[None]):
             remark = _REMARKS.get(turn.stop_reason, "")
             answer = Answer(turn.answer, remark=remark, sources=turn.sources, hides_thinking=hides)
             views += (Question(turn.question), answer)
+        self.editing.gone(self.prompt)
         self.log_view.show(views, self._still_needed())
 
     def _still_needed(self) -> list[Widget]:
@@ -211,6 +206,7 @@ class ChatScreen(Screen[None]):
 
     def remove_from(self, question: Question) -> None:
         """Takes a question and everything after it off the screen."""
+        self.editing.gone(self.prompt)
         children = list(self.log_view.children)
         for child in children[children.index(question) :]:
             child.remove()
@@ -344,12 +340,23 @@ class ChatScreen(Screen[None]):
         try:
             command = slash.parse(message.text)
             if command is None:
-                self.ask(slash.question_of(message.text), slash.question_of(message.shown))
+                self._send(slash.question_of(message.text), slash.question_of(message.shown))
             else:
                 self.commands.run(*command)
         except RetrolocalError as error:
             self.refuse(error)
             self.prompt.set_text(message.shown)
+
+    def _send(self, text: str, shown: str) -> None:
+        edited = self.editing.question
+        if edited is not None:
+            self.desk.take_back()
+            self.remove_from(edited)
+        self.ask(text, shown)
+
+    def leave_editing(self) -> bool:
+        """Keeps the question that is edited, and its answer; False when none is."""
+        return self.editing.leave(self.prompt, self.log_view)
 
     @on(Card.Chosen)
     def card_chosen(self, message: Card.Chosen) -> None:
@@ -409,7 +416,7 @@ class ChatScreen(Screen[None]):
             self.focus_prompt()
         elif self.has_class("-panel"):
             self.remove_class("-panel")
-        elif not self.desk.stop():
+        elif not self.leave_editing() and not self.desk.stop():
             self.clear_selection()
 
     def run_command(self, command: slash.Command) -> None:
@@ -474,11 +481,3 @@ class ChatScreen(Screen[None]):
             " ", ("retrolocal", "bold $text-primary"), f"   {one_line(model, 40)}", about, more
         )
         self.query_one("#title", Static).update(title)
-
-
-def key_line() -> Content:
-    """The keys that are always there."""
-    return Content("").join(
-        Content.assemble((f" {key} ", "bold $text-accent"), (f"{label} ", "$text-muted"))
-        for key, label in KEYS
-    )

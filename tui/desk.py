@@ -160,7 +160,7 @@ class Desk:
 
         Raises UsageError while the engine works.
         """
-        self._require_rest()
+        self.require_rest()
         if not self.turns:
             return None
         turn = self.turns.pop()
@@ -183,7 +183,7 @@ class Desk:
         engine does anything else.
         """
         if self.model is not None:
-            self._require_rest()
+            self.require_rest()
         # At once: whoever saves the chat meanwhile must not take the old turns for its own.
         self.turns = list(turns)
         withdrawn, self.queue = self.queue, []
@@ -207,7 +207,7 @@ class Desk:
 
     def set_documents(self, paths: Sequence[str]) -> None:
         """Other documents; the conversation goes on. Raises UsageError while the engine works."""
-        self._require_rest()
+        self.require_rest()
         self._set_documents(paths, self.turns)
 
     def leave(self, place: Callable[[], Path | None], left: Callable[[], None]) -> None:
@@ -246,7 +246,8 @@ class Desk:
             return None
         return Turn(self._asked.text, self._written, "interrupted")
 
-    def _require_rest(self) -> None:
+    def require_rest(self) -> None:
+        """Raises UsageError while the engine works."""
         if self.model is None:
             raise UsageError("the model is not loaded yet; wait until it is")
         if self._job is not None:

@@ -14,8 +14,14 @@ from .slash import COMMANDS
 KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send; questions asked while an answer is written wait for their turn"),
     ("Ctrl+J", "a new line (also Alt+Enter, Shift+Enter where the terminal tells them from Enter)"),
-    ("Esc", "close what is open, else stop the answer (what was written stays) or pause reading"),
-    ("Ctrl+C", "copy the selection, else stop, else clear the prompt, else (twice) leave"),
+    (
+        "Esc",
+        "close what is open, leave an edit, else stop the answer (what was written stays) or pause",
+    ),
+    (
+        "Ctrl+C",
+        "copy the selection, else stop, else clear the prompt or leave an edit, else (twice) leave",
+    ),
     ("Ctrl+D, Ctrl+Q", "leave; the chat is kept"),
     ("Up, Down", "earlier questions, also of other days, from the prompt's first and last line"),
     (

@@ -140,6 +140,7 @@ class PromptBar(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(id="completions", markup=False)
+        yield Static(id="notice", markup=False)
         yield PromptInput()
 
     @property
@@ -158,6 +159,12 @@ class PromptBar(Vertical):
     def set_hint(self, hint: str) -> None:
         """What stands in the empty prompt."""
         self.area.placeholder = Content(hint)
+
+    def set_notice(self, text: str) -> None:
+        """A line above the prompt; none when there is nothing to say."""
+        notice = self.query_one("#notice", Static)
+        notice.update(Content(text))
+        notice.display = bool(text)
 
     def on_prompt_input_submitted(self, message: PromptInput.Submitted) -> None:
         message.stop()

@@ -34,7 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("source", "[N]", "show the passage N that the last answer was read from"),
     Command("copy", "[N]", "copy the last answer, or the N-th from the end"),
     Command("code", "[N]", "copy the last code block, or the N-th of the answer"),
-    Command("edit", "", "take the last question back into the prompt"),
+    Command("edit", "", "edit the last question; sending it replaces its answer"),
     Command("retry", "", "ask the last question again"),
     Command("set", "[NAME VALUE]", "how the next answers are drawn: temp, top-k, predict, ..."),
     Command("new", "", "begin a new conversation about the same documents"),

@@ -14,6 +14,14 @@ from .answer import bar
 REFRESH = 0.25
 FLASH_SECONDS = 4.0
 BAR_CELLS = 16
+KEYS = (
+    ("F1", "help"),
+    ("F2", "panel"),
+    ("F3", "source"),
+    ("F4", "chats"),
+    ("^P", "commands"),
+    ("^Q", "quit"),
+)
 
 
 class StatusBar(Static):
@@ -79,3 +87,11 @@ class StatusBar(Static):
 
     def on_resize(self) -> None:
         self.show()
+
+
+def key_line() -> Content:
+    """The keys that are always there."""
+    return Content("").join(
+        Content.assemble((f" {key} ", "bold $text-accent"), (f"{label} ", "$text-muted"))
+        for key, label in KEYS
+    )

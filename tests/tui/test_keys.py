@@ -117,13 +117,8 @@ def test_messages_are_chosen_copied_edited_and_asked_again(state: Path) -> None:
         assert isinstance(stage.chat.focused, Question)
         await stage.pilot.press("e")
         await stage.until(lambda: stage.chat.prompt.text == "two")
-        assert len(stage.chat.desk.turns) == 1
-        await stage.until(lambda: "better" not in stage.text())
-        await stage.pilot.press("alt+up", "c")
+        await stage.pilot.press("escape", "alt+up", "alt+up", "alt+up", "c")
         await stage.until(lambda: copied(state) == "x = [1]")
-        await stage.pilot.press("alt+up", "e")
-        await stage.until(lambda: stage.chat.prompt.text == "one")
-        assert stage.chat.desk.turns == []
 
     play(scene, state=state)
 
