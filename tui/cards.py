@@ -15,7 +15,7 @@ from textual.message import Message
 
 from .. import errors
 from .engine import NeedsDownload
-from .foreign import visible
+from .foreign import one_line, visible
 from .message_view import MessageView
 
 TITLES: dict[type[BaseException], str] = {
@@ -119,8 +119,9 @@ class Card(MessageView):
             self.post_message(self.Typed(event.character))
 
 
-def error_card(error: BaseException, *, retry: bool) -> Card:
-    """The card of an error; `retry` when trying again can help."""
+def error_card(error: BaseException, *, retry: bool, file: str = "") -> Card:
+    """The card of an error; `retry` when trying again can help, `file` when doing without it."""
     keys = [CardKey("r", "try again")] if retry else []
+    keys += [CardKey("d", f"go on without {one_line(file, 60)}")] if file else []
     keys += [CardKey("c", "copy this message"), CardKey("l", "show the log")]
     return Card(title_of(error), text_of(error), keys)

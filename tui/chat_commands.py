@@ -44,8 +44,7 @@ class ChatCommands:
         path = Path(argument.strip("'\"")).expanduser()
         if not path.exists():
             raise DocumentError(f"there is no file {path}; check the path")
-        known = [document.path for document in self._screen.desk.documents]
-        self._screen.desk.set_documents([*known, str(path)])
+        self._screen.set_documents([*self._screen.desk.paths, str(path)])
         corpus = self._screen.corpus
         if corpus is not None:
             self._screen.note(
@@ -54,25 +53,34 @@ class ChatCommands:
             )
 
     def docs(self, argument: str) -> None:
-        documents = self._screen.desk.documents
+        desk = self._screen.desk
         lines = [
             f"{document.name}  {len(document.text):,} characters"
             + (f", {len(document.pages):,} pages" if document.pages else "")
-            for document in documents
+            for document in desk.documents
+        ]
+        read = {document.path for document in desk.documents}
+        lines += [
+            f"{Path(path).name}  "
+            + ("cannot be read" if path == desk.unreadable else "not read yet")
+            for path in desk.paths
+            if path not in read
         ]
         self._screen.note("\n".join(lines) or "no documents; /file PATH adds one")
 
     def drop(self, argument: str) -> None:
-        documents = list(self._screen.desk.documents)
-        if not documents:
+        desk = self._screen.desk
+        paths = list(desk.paths)
+        if not paths:
             raise UsageError("there is no document to drop")
-        names = [document.name for document in documents]
+        known = {document.path: document.name for document in desk.documents}
+        names = [known.get(path, Path(path).name) for path in paths]
         if argument and argument not in names:
             near = difflib.get_close_matches(argument, names, n=1)
             hint = f"did you mean {near[0]}?" if near else "/docs lists them"
             raise UsageError(f"there is no document {argument}; {hint}")
-        del documents[names.index(argument) if argument else -1]
-        self._screen.desk.set_documents([document.path for document in documents])
+        del paths[names.index(argument) if argument else -1]
+        self._screen.set_documents(paths)
 
     def source(self, argument: str) -> None:
         answers = [answer for answer in self._screen.log_view.answers if answer.sources]

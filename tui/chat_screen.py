@@ -103,13 +103,16 @@ class ChatScreen(Screen[None]):
         self._tickets: dict[Ticket, Question] = {}
         self._live: Answer | None = None
         self._retry: Callable[[], None] | None = None
+        self._failure: Card | None = None
+        """Says why there is something to be tried again."""
         self._desk: Desk | None = None
         self._opening: Opening | None = None
         self.commands = ChatCommands(self)
         self.editing = Editing()
 
     def compose(self) -> ComposeResult:
-        self._desk = Desk(self._engine, self, clock=self._host.clock)
+        clock, files = self._host.clock, self._settings.documents
+        self._desk = Desk(self._engine, self, clock=clock, files=files)
         yield Static(id="title", markup=False)
         with Horizontal(id="middle"):
             yield ChatLog()
@@ -310,7 +313,8 @@ class ChatScreen(Screen[None]):
             self._opening.fail(self._host.clock())
             self._opening = None
         self._retry = retry
-        card = error_card(error, retry=retry is not None)
+        card = error_card(error, retry=retry is not None, file=self.desk.unreadable)
+        self._failure = card if retry is not None else None
         self.log_view.add(card)
         self.log_view.follow()
         if not self.prompt.text:
@@ -362,10 +366,13 @@ class ChatScreen(Screen[None]):
     def card_chosen(self, message: Card.Chosen) -> None:
         match message.key:
             case "r" if self._retry is not None:
-                retry, self._retry = self._retry, None
-                message.card.remove()
-                self.focus_prompt()
+                retry = self._retry
+                self._close_failure()
                 retry()
+            case "d":
+                unreadable = self.desk.unreadable
+                paths = [path for path in self.desk.paths if path != unreadable]
+                self.guarded(lambda: self.set_documents(paths))
             case "c":
                 self.copy(message.card.text)
             case "l":
@@ -376,6 +383,17 @@ class ChatScreen(Screen[None]):
                 self.desk.start(download=True)
             case "n":
                 self._host.leave()
+
+    def set_documents(self, paths: Sequence[str]) -> None:
+        """The conversation is about these files; what failed for others is done with."""
+        self.desk.set_documents(paths)
+        self._close_failure()
+
+    def _close_failure(self) -> None:
+        if self._failure is not None:
+            self._failure.remove()
+            self.focus_prompt()
+        self._failure = self._retry = None
 
     @on(Card.Typed)
     def card_typed(self, message: Card.Typed) -> None:
@@ -472,9 +490,8 @@ class ChatScreen(Screen[None]):
 
     def _show_title(self) -> None:
         model = self._settings.model if self.desk.model is None else self.desk.model.model
-        names = [document.name for document in self.desk.documents] or [
-            path.rpartition("/")[2] for path in self._settings.documents
-        ]
+        names = [one.name for one in self.desk.documents]
+        names = names or [Path(path).name for path in self.desk.paths]
         about = f"   {one_line(names[0], 40)}" if names else ""
         more = f" +{len(names) - 1}" if len(names) > 1 else ""
         title = Content.assemble(

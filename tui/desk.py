@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..chats import place_of
-from ..errors import Interrupted, UsageError
+from ..errors import DocumentError, Interrupted, UsageError
 from .activity import Activity
 from .bridge import Arrival, Bridge, Finished, Job, Work
 from .engine import (
@@ -98,14 +98,24 @@ class DeskView(Protocol):
 
 
 class Desk:
-    def __init__(self, engine: Engine, view: DeskView, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        view: DeskView,
+        *,
+        clock: Callable[[], float],
+        files: Sequence[str] = (),
+    ) -> None:
         self.activity = Activity()
         self.turns: list[Turn] = []
         self.documents: tuple[DocumentFacts, ...] = ()
+        self.unreadable = ""
+        """The file for which the model was not opened."""
         self.model: Opened | None = None
         self.queue: list[Ticket] = []
         self.changes: dict[str, float | None] = {}
         """What was changed of `Opened.answering`; None is the model's own value."""
+        self._files = tuple(files)
         self._view = view
         self._clock = clock
         self._bridge = Bridge(engine, view.pass_on)
@@ -125,8 +135,14 @@ class Desk:
 
     def start(self, *, download: bool = False) -> None:
         """Opens the model, then reads the documents, then answers what was asked meanwhile."""
+        files, self.unreadable = self._files, ""
+
+        def work(engine: Engine, job: Job) -> Opened:
+            engine.choose_files(files)
+            return engine.open(job, download=download)
+
         self.activity.enter("starting", self._clock())
-        self._begin("open", lambda engine, job: engine.open(job, download=download))
+        self._begin("open", work)
 
     def send(self, ticket: Ticket) -> None:
         """Asks when everything before is done; goes on reading where that was paused."""
@@ -206,7 +222,14 @@ class Desk:
             self._keep_then(old, change)
 
     def set_documents(self, paths: Sequence[str]) -> None:
-        """Other documents; the conversation goes on. Raises UsageError while the engine works."""
+        """Other documents; the conversation goes on. Raises UsageError while the engine works.
+
+        Where the model could not be opened it is opened again, with these.
+        """
+        if self.activity.phase == "failed" and self.model is None:
+            self._files = tuple(paths)
+            self.start()
+            return
         self.require_rest()
         self._set_documents(paths, self.turns)
 
@@ -233,6 +256,11 @@ class Desk:
         self._job = None
         self._bridge.close()
         return self._bridge
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the documents; before the model is open of the files that shall become some."""
+        return self._files if self.model is None else tuple(one.path for one in self.documents)
 
     @property
     def at_rest(self) -> bool:
@@ -447,6 +475,8 @@ class Desk:
     def _fail(self, error: BaseException) -> None:
         self._reopen = None
         if self.model is None:
+            unreadable = isinstance(error, DocumentError) and self.activity.stage == "reading"
+            self.unreadable = self.activity.about if unreadable else ""
             self.activity.enter("failed", self._clock())
             self._view.failed(error, self.start)
         elif self._kind == "read":

@@ -195,8 +195,15 @@ class Engine(Protocol):
     except that documents keep the part that was read.
     """
 
+    def choose_files(self, paths: Sequence[str]) -> None:
+        """`open` reads these files, and the corpus if there is one."""
+        ...
+
     def open(self, control: Control, *, download: bool) -> Opened:
-        """Finds and loads the model; raises NeedsDownload when it is not here."""
+        """Finds and loads the model; raises NeedsDownload when it is not here.
+
+        When a file cannot be read it first tells the documents that can.
+        """
         ...
 
     def read_documents(self, control: Control) -> None:

@@ -77,6 +77,8 @@ class SessionEngine:
             **settings.sampling,
             PREDICT: settings.max_new_tokens,
         }
+        self._files = settings.files
+        """Read when the model is opened."""
         self._documents: dict[str, Document] = {}
         self._read = self._to_read = 0
         """Tokens of the documents; 0 before they are counted."""
@@ -85,12 +87,16 @@ class SessionEngine:
         self._compiles = False
         """Whether the first step through an index will be compiled, which takes a while."""
 
+    def choose_files(self, paths: Sequence[str]) -> None:
+        self._files = tuple(paths)
+
     def open(self, control: Control, *, download: bool) -> Opened:
         self._control = control
         settings = self._settings
         if settings.corpus is not None and not self._documents:
             self._documents = _corpus(settings.corpus)
-        documents = self._read_files((*self._documents, *settings.files), control)
+        corpus = [path for path in self._documents if path.startswith(CORPUS)]
+        documents = self._read_files((*corpus, *self._files), control)
         name, notes = self._choose()
         control.emit(Began("looking", name))
         self._fetch(name, control, download)
@@ -330,16 +336,22 @@ class SessionEngine:
 
         library, known = self._library(), dict(self._documents)
         documents = {}
-        for path in given_once(paths, self._remark):
-            if path not in known and path.startswith(CORPUS):
-                name = path.removeprefix(CORPUS).rpartition("#")[0]
-                known |= _corpus(name)
+        try:
+            for path in given_once(paths, self._remark):
+                if path not in known and path.startswith(CORPUS):
+                    name = path.removeprefix(CORPUS).rpartition("#")[0]
+                    known |= _corpus(name)
+                    if path not in known:
+                        raise DocumentError(f"the corpus {name} has not all documents it had; /new")
                 if path not in known:
-                    raise DocumentError(f"the corpus {name} has not all documents it had; /new")
-            if path not in known:
-                control.emit(Began("reading", path))
-                known[path] = document_of(path, self._settings.extraction(), library)
-            documents[path] = known[path]
+                    control.emit(Began("reading", path))
+                    known[path] = document_of(path, self._settings.extraction(), library)
+                documents[path] = known[path]
+        except Exception:
+            if self._session is None:
+                self._documents = documents
+                self._tell_documents(control)
+            raise
         self._documents = documents
         self._tell_documents(control)
         return list(documents.values())

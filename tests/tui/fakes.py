@@ -89,6 +89,8 @@ class FakeEngine:
     def __init__(self, documents: Sequence[DocumentFacts] = ()) -> None:
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.documents = tuple(documents)
+        self.files: tuple[str, ...] = ()
+        """That the model is opened with."""
         self.turns: list[tuple[Turn, ...]] = []
         self.kept: list[Path] = []
         self.reopened: list[Path] = []
@@ -105,6 +107,9 @@ class FakeEngine:
         self.stops = 0
         self.closed = threading.Event()
         self.over = threading.Event()
+
+    def choose_files(self, paths: Sequence[str]) -> None:
+        self.files = tuple(paths)
 
     def open(self, control: Control, *, download: bool) -> Opened:
         result = self._call("open", download, control)

@@ -102,6 +102,32 @@ def test_opening_and_reading_say_what_they_do(settings: EngineSettings, book: Pa
     assert [meter.name for meter in measured.memory][-1] == "RAM"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_that_cannot_be_read_is_left_out(
+    settings: EngineSettings, book: Path, tmp_path: Path, there: bool
+) -> None:
+    bad = tmp_path / "empty.txt"
+    if there:
+        bad.write_text("")
+    engine, control = SessionEngine(replace(settings, files=(str(book), str(bad)))), Listener()
+    with pytest.raises(DocumentError, match=r"empty\.txt"):
+        engine.open(control, download=False)
+    reading = [e.about for e in control.events if isinstance(e, Began) and e.stage == "reading"]
+    assert reading == [str(book), str(bad)]
+    told = control.events[-1]
+    assert isinstance(told, DocumentsRead)
+    assert [document.path for document in told.documents] == [str(book)]
+    control = Listener()
+    engine.choose_files([str(book)])
+    engine.open(control, download=False)
+    assert not control.of(Remarked)
+    [told] = control.of(DocumentsRead)
+    assert isinstance(told, DocumentsRead)
+    assert [document.path for document in told.documents] == [str(book)]
+    engine.read_documents(control)
+    engine.close()
+
+
 def test_what_cannot_be_kept_is_remarked(
     settings: EngineSettings, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
