@@ -31,12 +31,21 @@ class Question(MessageView):
     BINDINGS = [
         Binding("e", "edit", "edit"),
         Binding("y", "copy", "copy"),
+        Binding("r", "retry", show=False),
     ]
 
     class EditRequested(Message):
         def __init__(self, question: Question) -> None:
             super().__init__()
             self.question = question
+
+    class WrongKey(Message):
+        """A key that does nothing here."""
+
+        def __init__(self, hint: str) -> None:
+            super().__init__()
+            self.hint = hint
+            """Which key does something, and where."""
 
     class CopyRequested(Message):
         def __init__(self, text: str) -> None:
@@ -77,6 +86,9 @@ class Question(MessageView):
     def action_copy(self) -> None:
         self.post_message(self.CopyRequested(self.text))
 
+    def action_retry(self) -> None:
+        self.post_message(self.WrongKey("r works on an answer (Alt+Down); e edits this question"))
+
 
 class Answer(MessageView):
     """What the model answered; `append` while it is written, then `finish` once."""
@@ -85,6 +97,7 @@ class Answer(MessageView):
         Binding("y", "copy", "copy"),
         Binding("r", "retry", "retry"),
         Binding("c", "copy_code", "copy code"),
+        Binding("e", "edit", show=False),
         *(Binding(str(n), f"cite({n})", show=False) for n in range(1, 10)),
     ]
 
@@ -190,6 +203,10 @@ class Answer(MessageView):
 
     def action_retry(self) -> None:
         self.post_message(self.RetryRequested(self))
+
+    def action_edit(self) -> None:
+        hint = "e works on a question (Alt+Up); r asks for this answer again"
+        self.post_message(Question.WrongKey(hint))
 
     def action_cite(self, number: int) -> None:
         if number <= len(self.sources):

@@ -165,6 +165,8 @@ class ChatApp(App[None]):
         if selected:
             self.copy(selected)
             self.screen.clear_selection()
+            area = chat.prompt.area
+            area.move_cursor(area.cursor_location)
         elif self.screen is not chat:
             self.pop_screen()
         elif self.left is not None:
@@ -184,8 +186,11 @@ class ChatApp(App[None]):
 
     def action_end(self) -> None:
         """Ctrl+D: leaves from an empty prompt, deletes to the right in another."""
-        if self.chat.prompt.text:
-            self.chat.prompt.area.action_delete_right()
+        area = self.chat.prompt.area
+        if area.text and area.cursor_at_end_of_text and not area.selected_text:
+            self.chat.flash("there is text in the prompt: Ctrl+C clears it, Ctrl+Q leaves")
+        elif area.text:
+            area.action_delete_right()
         else:
             self.run_worker(self.action_quit())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from textual import on
 from textual.app import ComposeResult
@@ -44,6 +43,7 @@ from .engine import (
     Answer as FinishedAnswer,
 )
 from .foreign import one_line, visible
+from .host import Host
 from .message_view import MessageView
 from .model_picker import DownloadCard
 from .opening import Opening
@@ -53,19 +53,6 @@ from .side_panel import SidePanel
 from .status_bar import StatusBar, key_line
 
 _REMARKS = {"interrupted": "stopped", "length": "cut off: the limit of tokens was reached"}
-
-
-class Host(Protocol):
-    """What the screen wants of the application around it."""
-
-    state: Path
-    """Folder of chats, log and what was copied."""
-    clock: Callable[[], float]
-
-    def copy(self, text: str) -> None: ...
-    def leave(self, code: int = 0) -> None: ...
-    def say_at_the_end(self, line: str) -> None: ...
-    def clear_and_redraw(self) -> None: ...
 
 
 class ChatScreen(Screen[None]):
@@ -350,6 +337,8 @@ class ChatScreen(Screen[None]):
         except RetrolocalError as error:
             self.refuse(error)
             self.prompt.set_text(message.shown)
+            if message.text.startswith("/"):
+                self.prompt.area.select_all()
 
     def _send(self, text: str, shown: str) -> None:
         edited = self.editing.question
@@ -403,6 +392,10 @@ class ChatScreen(Screen[None]):
     @on(Question.EditRequested)
     def edit_requested(self, message: Question.EditRequested) -> None:
         self.guarded(lambda: self.commands.edit_question(message.question))
+
+    @on(Question.WrongKey)
+    def wrong_key(self, message: Question.WrongKey) -> None:
+        self.flash(message.hint)
 
     @on(Answer.RetryRequested)
     def retry_requested(self, message: Answer.RetryRequested) -> None:

@@ -22,7 +22,7 @@ KEYS: tuple[tuple[str, str], ...] = (
         "Ctrl+C",
         "copy the selection, else stop, else clear the prompt or leave an edit, else (twice) leave",
     ),
-    ("Ctrl+D, Ctrl+Q", "leave; the chat is kept"),
+    ("Ctrl+D, Ctrl+Q", "leave (Ctrl+D from an empty prompt); the chat is kept"),
     ("Up, Down", "earlier questions, also of other days, from the prompt's first and last line"),
     (
         "Alt+Up, Alt+Down",

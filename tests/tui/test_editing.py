@@ -125,3 +125,44 @@ def test_the_hint_is_there_on_the_smallest_screen(state: Path) -> None:
         assert "two" in stage.text()
 
     play(scene, state=state)
+
+
+def test_a_key_of_the_other_kind_says_which_one_works(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.answered("one", "first")
+        await stage.pilot.press("alt+up", "e")
+        await stage.until(lambda: "e works on a question (Alt+Up)" in stage.status())
+        await stage.pilot.press("alt+up", "r")
+        await stage.until(lambda: "r works on an answer (Alt+Down)" in stage.status())
+        assert stage.chat.desk.turns == [Turn("one", "first")]
+        assert stage.engine.calls.empty()
+
+    play(scene, state=state)
+
+
+def test_what_is_typed_replaces_a_command_that_was_refused(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.type("/drop")
+        assert "no document to drop" in stage.status()
+        await stage.type("/docs")
+        await stage.until(lambda: "no documents" in stage.text())
+        await stage.type("/drop")
+        await stage.pilot.press("ctrl+c", "ctrl+c")
+        assert stage.chat.prompt.text == ""
+
+    play(scene, state=state)
+
+
+def test_ctrl_d_at_the_end_of_a_text_says_how_to_leave(state: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ready()
+        await stage.pilot.press("a", "b", "ctrl+d")
+        assert "Ctrl+C clears it, Ctrl+Q leaves" in stage.status()
+        await stage.pilot.press("home", "ctrl+d")
+        assert stage.chat.prompt.text == "b"
+        await stage.pilot.press("ctrl+d", "ctrl+d")
+        await stage.until(lambda: stage.app.left == 0)
+
+    play(scene, state=state)

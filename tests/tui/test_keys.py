@@ -223,7 +223,7 @@ def test_commands_of_the_conversation(state: Path) -> None:
         ):
             await command(stage, wrong)
             assert why in stage.status(), wrong
-            assert stage.chat.prompt.text == wrong
+            assert stage.chat.prompt.text == stage.chat.prompt.area.selected_text == wrong
         await command(stage, "/docs")
         assert "no documents" in stage.text()
         await command(stage, "/stats")
