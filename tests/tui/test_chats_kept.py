@@ -63,8 +63,8 @@ def test_a_chat_is_named_by_its_first_question_also_when_that_is_edited(
             await command(stage, "/rename mine")
         await command(stage, "/edit")
         await stage.until(lambda: stage.chat.prompt.text == "why")
-        stage.chat.prompt.set_text("")
-        await stage.answered("how", "so")
+        (await stage.ask("how")).give(an_answer("so"))
+        await stage.until(lambda: stage.chat.desk.turns == [Turn("how", "so")])
         await stage.answered("when", "now")
 
     play(scene, state=state)
