@@ -2,15 +2,16 @@
 
 All are deterministic for a device and a number of threads: ties go to the lowest cluster, sums are
 taken in the order of the tokens. `assign` and `cluster_sums` choose between the reference and, on
-a GPU, `kmeans_triton`; on a CPU the largest products are found by compiled code.
+a GPU, `kmeans_triton`; on a CPU the largest products are found by compiled code where it is
+loaded.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
-
-from .compiled import compiled
 
 BLOCK = 1024
 """Tokens that are compared with all centroids at once on a CPU."""
@@ -36,7 +37,9 @@ def assign_reference(keys: Tensor, centroids: Tensor) -> Tensor:
 
 def _largest(products: Tensor) -> Tensor:
     """The column of the largest of each row. [N, C] -> int64 [N]."""
-    if products.device.type == "cpu" and products.dtype == torch.float32 and compiled():
+    # Both find the same. The compiler is not loaded for this alone: memory for 0.1 s a segment.
+    loaded = "numba" in sys.modules
+    if loaded and products.device.type == "cpu" and products.dtype == torch.float32:
         from .kmeans_numba import first_highest
 
         return first_highest(products)

@@ -183,7 +183,8 @@ def _block(
     k, v = (rows[None].to(q.dtype) for rows in index.rows(inside[chosen]))
     exact, exact_lse = partial_attention(q[None], k, v, scale=scale)
     near[:, chosen] = 0
-    rescaled = torch.exp(z - whole)
+    # Finite: far groups that weigh nothing beside those descended into have a mass of 0.
+    rescaled = torch.exp(z - whole).clamp(max=torch.finfo().max)
     mass = near.sum(1) + rescaled * far
     estimate = _weighted(near, level.values[inside], q)
     estimate += rescaled[:, None] * _weighted(coarse, index.groups.values, q)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def _facts(values: dict[str, Given]) -> dict[str, Any]:
     file = config_file()
     return {
         "file": str(file),
-        "file_exists": file.exists(),
+        "file_exists": os.path.exists(file),
         "settings": {
             name: {"value": one.value, "from": one.origin, "where": one.where}
             for name, one in values.items()
@@ -83,7 +84,7 @@ def _lines(values: dict[str, Given]) -> list[str]:
         for setting in SETTINGS
     ]
     return [
-        f"file: {file}{'' if file.exists() else ' (not there)'}",
+        f"file: {file}{'' if os.path.exists(file) else ' (not there)'}",
         *(f"{name}: {folder}" for name, folder in _folders(values).items()),
         "",
         *table(("setting", "value", "from"), rows, left=3),

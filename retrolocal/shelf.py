@@ -294,6 +294,7 @@ class Shelf:
         for number, segment in enumerate(known.segments):
             try:
                 segment.check()
+                segment.forget_pages()
             except DamagedError as error:
                 return Prefix(known.identity, known.segments[:number], (*known.damage, str(error)))
         return known

@@ -45,9 +45,17 @@ def stdout_flushed() -> Iterator[None]:
     """What cannot be written is an error of the command, not one that Python meets on leaving."""
     try:
         yield
-    finally:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+    except BaseException:
+        # What went wrong first is what is told.
+        with contextlib.suppress(OSError):
+            _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def drop_stdout() -> None:

@@ -9,6 +9,7 @@ shortened while its bytes are being read, the system ends this process.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -138,7 +139,9 @@ class Segment(Closing):
         The system still has it. Before a tensor of the segment is written to.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._open().madvise(mmap.MADV_DONTNEED)
+            # Pages that may not be let go (mlockall) stay: no harm is done.
+            with contextlib.suppress(OSError):
+                self._open().madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Lets go of the file; it stays mapped, and kept from `gc`, while a tensor of it lives."""
